@@ -1,0 +1,1 @@
+"""What all processes share: frames, codec, streams, store, registry, labels, settings, errors, logs."""

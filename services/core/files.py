@@ -1,0 +1,35 @@
+"""Files that other processes read: written aside, synced, renamed into place."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: a reader sees the old file or the new one, after any crash too."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+    sync_directory(path.parent)
+
+
+def sync_tree(directory: Path) -> None:
+    """Sync every file in `directory`, then the directory itself."""
+    for path in directory.iterdir():
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    sync_directory(directory)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename or a new file in `directory` survive a power cut."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,123 @@
+"""Frames as sensors deliver them, and what a person may say about one.
+
+Plain values only: nothing here knows how they travel (codec, streams) or where they are kept (store).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from services.core.errors import BadFrameError
+
+CLASSES = ("empty", "pedestrian", "cyclist", "car")
+"""What a scene is called, in the order of every probability vector."""
+
+Heatmap = npt.NDArray[Any]
+ImageEncoding = Literal["jpeg", "png"]
+
+HEATMAP_DTYPES = ("float16", "float32", "uint8")
+MAX_HEATMAP_BYTES = 8 * 1024 * 1024
+MAX_IMAGE_BYTES = 16 * 1024 * 1024
+SITE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class FrameId(NamedTuple):
+    """What makes a frame of one site the same frame wherever it turns up, however often."""
+
+    captured_at_ns: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class RadarFrame:
+    """One radar heatmap.
+
+    heatmap: (R, A) or (C, R, A), float16 | float32 | uint8, finite; `unit` says of what ("dB", "counts").
+    axes: one name per dimension, out of channel, range, azimuth.
+    channels: what each channel is, ("integrated", "moving") for instance; empty for one unnamed channel.
+    """
+
+    site: str
+    seq: int
+    captured_at_ns: int
+    heatmap: Heatmap
+    axes: tuple[str, ...] = ("range", "azimuth")
+    unit: str = "dB"
+    channels: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> FrameId:
+        return FrameId(self.captured_at_ns, self.seq)
+
+
+@dataclass(frozen=True, slots=True)
+class CameraFrame:
+    """One compressed camera image, as the camera wrote it. shape: (H, W, 3) once decoded to RGB."""
+
+    site: str
+    seq: int
+    captured_at_ns: int
+    image: bytes
+    shape: tuple[int, int, int]
+    encoding: ImageEncoding = "jpeg"
+
+    @property
+    def id(self) -> FrameId:
+        return FrameId(self.captured_at_ns, self.seq)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What someone says about the radar frame `(site, captured_at_ns, seq)`. label: one of CLASSES."""
+
+    site: str
+    seq: int
+    captured_at_ns: int
+    label: str
+    source: str = "annotator"
+
+    @property
+    def id(self) -> FrameId:
+        return FrameId(self.captured_at_ns, self.seq)
+
+
+Frame = RadarFrame | CameraFrame | Label
+
+
+def check_site(site: str) -> str:
+    """Return `site` if it can stand in a key and in a path. Raises BadFrameError."""
+    if not SITE_PATTERN.fullmatch(site):
+        raise BadFrameError(
+            f"site is {site!r}",
+            remedy="use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit",
+        )
+    return site
+
+
+def check_label(label: str) -> str:
+    """Return `label` if it is one of CLASSES. Raises BadFrameError."""
+    if label not in CLASSES:
+        raise BadFrameError(f"label is {label!r}", remedy=f"use one of {', '.join(CLASSES)}")
+    return label
+
+
+def check_heatmap(heatmap: Heatmap) -> Heatmap:
+    """Return `heatmap` if it is (R, A) or (C, R, A), of a known dtype and finite. Raises BadFrameError."""
+    if heatmap.dtype.name not in HEATMAP_DTYPES:
+        raise BadFrameError(
+            f"heatmap dtype is {heatmap.dtype.name}", remedy=f"send one of {', '.join(HEATMAP_DTYPES)}"
+        )
+    if heatmap.ndim not in (2, 3) or 0 in heatmap.shape:
+        raise BadFrameError(
+            f"heatmap shape is {heatmap.shape}", remedy="send (range, azimuth) or (channel, range, azimuth)"
+        )
+    if heatmap.dtype != np.uint8 and not np.isfinite(heatmap).all():
+        bad = int(np.count_nonzero(~np.isfinite(heatmap)))
+        raise BadFrameError(
+            f"heatmap has {bad} of {heatmap.size} values that are not finite",
+            remedy="replace NaN and infinity before posting, by the noise floor for instance",
+        )
+    return heatmap

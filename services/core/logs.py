@@ -1,0 +1,38 @@
+"""Structured logs: one event a line, to stderr."""
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+Log = FilteringBoundLogger
+
+
+def configure_logs(process: str, *, level: str = "info", log_format: str = "console") -> Log:
+    """Set up logging for this process and return its logger, bound to the process's name."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if log_format == "json":
+        render: list[structlog.typing.Processor] = [
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ]
+    else:
+        render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=28)]
+    structlog.configure(
+        processors=[*shared, *render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    return logger(process)
+
+
+def logger(process: str) -> Log:
+    """A logger whose lines carry the process's name."""
+    bound: Log = structlog.get_logger(process=process)
+    return bound

@@ -1,0 +1,207 @@
+"""Handoff 3: the model registry, in the layout that model servers share.
+
+    models/NAME/3/manifest.json            what the model expects, is, has measured and came from
+    models/NAME/3/checkpoint.safetensors   the trainer's weights: encoder, head, site clutter maps
+    models/NAME/3/model.onnx               once exported and found equal to the checkpoint
+    models/NAME/aliases.json               champion (served), candidate (newest), previous (to roll back to)
+    models/NAME/history.jsonl              who moved what, when and why; only ever appended to
+
+A version appears whole, by a rename. Neither torch nor onnxruntime is known here.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.core.errors import RegistryError
+from services.core.files import sync_directory, sync_tree, write_atomically
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+Alias = Literal["champion", "candidate", "previous"]
+
+
+class InputContract(BaseModel):
+    """What may be posted: the raw heatmap, as the sensor delivers it; preprocessing is inside the graph."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shape: Annotated[tuple[int, ...], Field(min_length=3, max_length=3)]
+    """(channel, range, azimuth)"""
+    dtypes: tuple[str, ...] = ("float32", "float16", "uint8")
+    unit: str = "dB"
+    channels: tuple[str, ...] = ()
+
+
+class Parity(BaseModel):
+    """How far ONNX is from torch on real stored frames."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_frames: int
+    batch_sizes: tuple[int, ...]
+    max_abs_probability_error: float
+    max_allowed: float
+    num_label_changes: int
+
+
+class Manifest(BaseModel):
+    """The description of one version. Unknown fields of the same format version are kept out of the way."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    format_version: Literal[1] = 1
+    name: str
+    version: int
+    created_at_s: float
+    classes: tuple[str, ...]
+    input: InputContract
+    sites: tuple[str, ...]
+    """Sites whose clutter map is in the graph, in the order of input `site`; index 0, "", is any other site."""
+    architecture: dict[str, Any]
+    preprocessing: dict[str, Any]
+    metrics: dict[str, Any]
+    lineage: dict[str, Any]
+    parity: Parity | None = None
+
+
+class Registry:
+    """The versions of one model."""
+
+    def __init__(self, registry_dir: Path, name: str) -> None:
+        self.name = name
+        self.dir = registry_dir / name
+        self._aliases_path = self.dir / "aliases.json"
+        self._history_path = self.dir / "history.jsonl"
+
+    def versions(self) -> list[int]:
+        """All whole versions, oldest first."""
+        try:
+            return sorted(int(entry.name) for entry in os.scandir(self.dir) if entry.name.isdecimal())
+        except FileNotFoundError:
+            return []
+
+    def path(self, version: int) -> Path:
+        """The directory of a version. Raises RegistryError if there is none."""
+        path = self.dir / str(version)
+        if not path.is_dir():
+            known = ", ".join(map(str, self.versions()[-5:])) or "none yet"
+            raise RegistryError(f"model {self.name} has no version {version}", remedy=f"the newest are: {known}")
+        return path
+
+    def manifest(self, version: int) -> Manifest:
+        """Raises RegistryError if the version is unknown, or its manifest damaged or of another format."""
+        path = self.path(version) / MANIFEST_FILE
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RegistryError(f"cannot read {path}: {error}", remedy="roll back to another version") from None
+
+    def publish(self, describe: Callable[[int], Manifest], fill: Callable[[Path], None]) -> int:
+        """Add a version and return its number; it becomes the candidate.
+
+        fill: writes the version's files into a directory aside. describe: its manifest, given the number.
+        """
+        self.dir.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            version = (self.versions() or [0])[-1] + 1
+            aside = self.dir / f".{version}.aside"
+            shutil.rmtree(aside, ignore_errors=True)  # of a trainer that was killed here
+            aside.mkdir()
+            fill(aside)
+            (aside / MANIFEST_FILE).write_bytes(_json(describe(version)))
+            sync_tree(aside)
+            aside.rename(self.dir / str(version))
+            sync_directory(self.dir)
+            self._move({"candidate": version}, by="trainer", why="published")
+        return version
+
+    def attach_model(self, version: int, model: Path, parity: Parity) -> None:
+        """Put an exported graph beside its checkpoint: 1. the graph, 2. the manifest that vouches for it."""
+        directory = self.path(version)
+        write_atomically(directory / MODEL_FILE, model.read_bytes())
+        manifest = self.manifest(version).model_copy(update={"parity": parity})
+        write_atomically(directory / MANIFEST_FILE, _json(manifest))
+
+    def aliases(self) -> dict[str, int]:
+        try:
+            loaded: dict[str, int] = orjson.loads(self._aliases_path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except orjson.JSONDecodeError as error:
+            raise RegistryError(
+                f"{self._aliases_path} is damaged: {error}", remedy='write {"champion": VERSION} into it'
+            ) from None
+        return loaded
+
+    def promote(self, version: int, *, by: str, why: str) -> None:
+        """Make `version` the champion, and the one before `previous`. Raises RegistryError if it is unknown."""
+        self.path(version)
+        with self._locked():
+            champion = self.aliases().get("champion")
+            if champion == version:
+                return
+            moves = {"champion": version} | ({"previous": champion} if champion is not None else {})
+            self._move(moves, by=by, why=why)
+
+    def refuse(self, version: int, *, by: str, why: str) -> None:
+        """Write down that a version will not be served."""
+        with self._locked():
+            self._note({"refused": version}, by=by, why=why)
+
+    def refused(self) -> dict[int, str]:
+        """Versions that were refused, with the reason."""
+        return {row["moved"]["refused"]: row["why"] for row in self.history() if "refused" in row["moved"]}
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every move, oldest first."""
+        try:
+            lines = self._history_path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        rows = []
+        for line in lines:
+            with contextlib.suppress(orjson.JSONDecodeError):  # the torn last line of a crash
+                rows.append(orjson.loads(line))
+        return rows
+
+    def prune(self, *, keep: int) -> list[int]:
+        """Remove the oldest versions beyond `keep`, never one that an alias names. Return what went."""
+        named = set(self.aliases().values())
+        gone = [version for version in self.versions()[:-keep] if version not in named]
+        for version in gone:
+            aside = self.dir / f".{version}.gone"
+            (self.dir / str(version)).rename(aside)
+            shutil.rmtree(aside)
+        return gone
+
+    def _move(self, moves: dict[str, int], *, by: str, why: str) -> None:
+        write_atomically(self._aliases_path, orjson.dumps(self.aliases() | moves))
+        self._note(moves, by=by, why=why)
+
+    def _note(self, moved: dict[str, int], *, by: str, why: str) -> None:
+        row = {"at_s": round(time.time(), 3), "moved": moved, "by": by, "why": why}
+        with self._history_path.open("ab") as file:
+            file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.dir.mkdir(parents=True, exist_ok=True)
+        with (self.dir / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _json(manifest: Manifest) -> bytes:
+    return orjson.dumps(manifest.model_dump(mode="json"), option=orjson.OPT_INDENT_2)

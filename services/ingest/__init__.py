@@ -1,0 +1,1 @@
+"""Ingest: read frames from the streams, pair them, store the pairs, acknowledge."""

@@ -1,0 +1,243 @@
+"""The ingest worker: read -> pair -> append -> acknowledge, for ever.
+
+It owns the stores it writes and the frames it holds in memory; whatever it holds is still unacknowledged, so a
+kill at any moment loses nothing. It knows nothing of learning.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.core.errors import BadFrameError, StoreError
+from services.core.frames import CameraFrame, Label, RadarFrame
+from services.core.logs import Log
+from services.core.store import Pair, StoreWriter
+from services.core.streams import Consumer, Delivery, EventLog, Kind, StreamsLost
+from services.ingest.matcher import Decision, Matcher, Paired, Side
+from services.ingest.settings import IngestSettings
+
+_BLOCK_MS = 100
+_DISCOVER_EVERY_S = 2.0
+_REPORT_EVERY_S = 2.0
+_BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_MAX_WAITING = 512  # frames of one sensor held in memory; beyond, only the other sensor is read
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is decided but not yet stored and acknowledged."""
+
+    pairs: dict[str, list[Pair]] = field(default_factory=dict)
+    labels: dict[str, list[Label]] = field(default_factory=dict)
+    done: list[Delivery] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.done)
+
+
+class IngestWorker:
+    """Pairs all sites of one consumer into their stores."""
+
+    def __init__(self, settings: IngestSettings, consumer: Consumer, *, log: Log, events: EventLog) -> None:
+        self._settings = settings
+        self._consumer = consumer
+        self._log = log
+        self._events = events
+        self._matchers: dict[str, Matcher[Delivery]] = {}
+        self._writers: dict[str, StoreWriter] = {}
+        self._held: set[tuple[str, bytes]] = set()
+        self._batch = _Batch()
+        self._is_stopping = False
+        self._next_discover_s = 0.0
+        self._next_claim_s = 0.0
+        self._reported_s, self._reported_num = time.monotonic(), 0
+        self.counts: Counter[str] = Counter()
+
+    def stop(self) -> None:
+        """Finish the commit that is under way, then return from `run`."""
+        self._is_stopping = True
+
+    async def run(self, *, until_idle_s: float | None = None) -> None:
+        """Work until stopped, or until nothing came for `until_idle_s`: then flush what waits and return."""
+        last_frame_s = time.monotonic()
+        failures = 0
+        try:
+            while not self._is_stopping:
+                try:
+                    await self._upkeep()
+                    if not self._batch:
+                        deliveries = await self._consumer.read(
+                            count=self._settings.read_count, block_ms=_BLOCK_MS, skip=self._full_streams()
+                        )
+                        if deliveries:
+                            last_frame_s = time.monotonic()
+                        await self._take_in(deliveries)
+                        self._decide()
+                        if until_idle_s is not None and time.monotonic() - last_frame_s > until_idle_s:
+                            self._flush()
+                            self.stop()
+                    await self._commit()
+                    failures = 0
+                except (*StreamsLost, StoreError) as error:
+                    await self._back_off(error, failures)
+                    failures += 1
+        finally:
+            await asyncio.to_thread(self._report)
+            for writer in self._writers.values():
+                writer.close()
+
+    async def _take_in(self, deliveries: Sequence[Delivery]) -> None:
+        """Sort deliveries into matchers, the labels of the batch, and the dead letters."""
+        now_s = time.monotonic()
+        for delivery in deliveries:
+            if (delivery.key, delivery.entry_id) in self._held:
+                continue
+            match delivery.frame:
+                case BadFrameError() if not delivery.fields:  # trimmed away unread: nothing to bury
+                    self._batch.done.append(delivery)
+                case BadFrameError() as error:
+                    self.counts[f"{delivery.kind}.undecodable"] += 1
+                    self._log.warning("frame_buried", site=delivery.site, stream=delivery.kind,
+                                      entry=delivery.entry_id.decode(), reason=str(error))  # fmt: skip
+                    await self._consumer.bury(delivery, str(error))
+                case Label() as label:
+                    self._hold(delivery)
+                    self._batch.labels.setdefault(delivery.site, []).append(label)
+                    self._batch.done.append(delivery)
+                case RadarFrame() | CameraFrame() as frame:
+                    self._hold(delivery)
+                    side: Side = "radar" if isinstance(frame, RadarFrame) else "camera"
+                    matcher = self._matcher(delivery.site)
+                    self._sort(matcher.add(side, frame.id, delivery, now_s=now_s))
+
+    def _decide(self) -> None:
+        now_s = time.monotonic()
+        for matcher in self._matchers.values():
+            self._sort(matcher.decide(now_s=now_s))
+
+    def _flush(self) -> None:
+        for matcher in self._matchers.values():
+            self._sort(matcher.flush())
+
+    def _sort(self, decisions: Sequence[Decision[Delivery]]) -> None:
+        for decision in decisions:
+            if isinstance(decision, Paired):
+                radar, camera = decision.radar.frame, decision.camera.frame
+                assert isinstance(radar, RadarFrame)
+                assert isinstance(camera, CameraFrame)
+                self._batch.pairs.setdefault(decision.radar.site, []).append(Pair(radar, camera))
+                self._batch.done += [decision.radar, decision.camera]
+                self.counts["radar.paired"] += 1
+                self.counts["camera.paired"] += 1
+            else:
+                self._batch.done.append(decision.payload)
+                self.counts[f"{decision.side}.{decision.reason}"] += 1
+
+    async def _commit(self) -> None:
+        """1. append durably, 2. acknowledge, 3. forget. Repeated whole after a failure: both are idempotent."""
+        batch = self._batch
+        if not batch:
+            return
+        if batch.pairs or batch.labels:
+            await asyncio.to_thread(self._store, batch)
+        await self._consumer.acknowledge(batch.done)
+        self._held.difference_update((delivery.key, delivery.entry_id) for delivery in batch.done)
+        self._batch = _Batch()
+
+    def _store(self, batch: _Batch) -> None:
+        for site, pairs in batch.pairs.items():
+            self.counts["stored"] += self._writer(site).append(pairs)
+        batch.pairs.clear()
+        for site, labels in batch.labels.items():
+            self.counts["labels"] += self._writer(site).append_labels(labels)
+        batch.labels.clear()
+
+    async def _upkeep(self) -> None:
+        """Look for new sites, take over what dead consumers left, report: each when its time has come."""
+        now_s = time.monotonic()
+        if now_s >= self._next_discover_s:
+            known = self._consumer.sites
+            sites = await self._consumer.discover()
+            if sites != known:
+                self._log.info("sites_found", sites=sites)
+                self._share_out(len(sites))
+            self._next_discover_s = now_s + _DISCOVER_EVERY_S
+        if now_s >= self._next_claim_s:
+            await self._take_over()
+            self._next_claim_s = now_s + self._settings.claim_idle_ms / 2e3
+        if now_s >= self._reported_s + _REPORT_EVERY_S:
+            await asyncio.to_thread(self._report)
+
+    async def _take_over(self) -> None:
+        """Pair the entries of dead consumers among themselves: the live matchers are past their time."""
+        claimed = await self._consumer.claim_stale(
+            min_idle_ms=self._settings.claim_idle_ms, count=1000, held=self._held
+        )
+        if not claimed:
+            return
+        self._log.info("entries_claimed", num=len(claimed))
+        live, self._matchers = self._matchers, {}
+        try:
+            await self._take_in(claimed)
+            self._flush()
+        finally:
+            self._matchers = live
+
+    async def _back_off(self, error: Exception, failures: int) -> None:
+        delay_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+        if failures in (0, len(_BACKOFF_S)):  # once when it starts, once when it lasts
+            self._log.warning("ingest_waits", reason=str(error), retry_in_s=delay_s)
+        await asyncio.sleep(delay_s)
+
+    def _matcher(self, site: str) -> Matcher[Delivery]:
+        if site not in self._matchers:
+            self._matchers[site] = Matcher(
+                window_ns=round(self._settings.window_ms * 1e6),
+                grace_ns=round(self._settings.grace_ms * 1e6),
+                idle_timeout_s=self._settings.idle_timeout_s,
+                now_s=time.monotonic(),
+            )
+        return self._matchers[site]
+
+    def _writer(self, site: str) -> StoreWriter:
+        if site not in self._writers:
+            limits = self._settings.store_limits(num_sites=len(self._consumer.sites))
+            self._writers[site] = StoreWriter(self._settings.store_dir, site, limits=limits)
+        return self._writers[site]
+
+    def _share_out(self, num_sites: int) -> None:
+        for writer in self._writers.values():
+            writer.limits = self._settings.store_limits(num_sites=num_sites)
+
+    def _full_streams(self) -> set[tuple[str, Kind]]:
+        """Streams not to read now: their frames wait for the other sensor's, which lie deeper in its stream."""
+        return {
+            (site, side)
+            for site, matcher in self._matchers.items()
+            for side in ("radar", "camera")
+            if matcher.num_waiting(side) >= _MAX_WAITING
+        }  # fmt: skip
+
+    def _hold(self, delivery: Delivery) -> None:
+        self._held.add((delivery.key, delivery.entry_id))
+
+    def _report(self) -> None:
+        """One event and one log line of counters."""
+        now_s = time.monotonic()
+        stored = self.counts["stored"]
+        rate = (stored - self._reported_num) / max(now_s - self._reported_s, 1e-9)
+        self._reported_s, self._reported_num = now_s, stored
+        values: dict[str, Any] = {
+            "pairs_per_s": round(rate, 1),
+            "pairs": sum(len(writer) for writer in self._writers.values()),
+            "bytes": sum(writer.num_bytes for writer in self._writers.values()),
+            "evicted": sum(writer.num_evicted for writer in self._writers.values()),
+            "trimmed": self._consumer.num_trimmed,
+            "sites": self._consumer.sites,
+            "counts": dict(self.counts),
+        }
+        self._events.emit("ingest", **values)
+        self._log.debug("ingest", **values)
