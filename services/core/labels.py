@@ -56,7 +56,10 @@ class LabelLog:
         )
 
     def append(self, labels: Sequence[Label]) -> int:
-        """Write new labels durably; return how many were news. Only the site's writer may call this."""
+        """Write new labels durably; return how many were news. Only the site's writer may call this.
+
+        Raises StoreError if the disk does not take them; a later call may work.
+        """
         self.refresh()
         news = [label for label in labels if self.labels.get(label.id) != label]
         if not news:
@@ -74,11 +77,16 @@ class LabelLog:
             )
             for label in news
         )
-        with self._path.open("ab") as file:
-            if file.tell() and file.tell() != self._position:
-                lines = b"\n" + lines  # close the torn line of a crash first
-            file.write(lines)
-            file.flush()
-            os.fdatasync(file.fileno())
+        try:
+            with self._path.open("ab") as file:
+                if file.tell() and file.tell() != self._position:
+                    lines = b"\n" + lines  # close the torn line of a crash first
+                file.write(lines)
+                file.flush()
+                os.fdatasync(file.fileno())
+        except OSError as error:
+            raise StoreError(
+                f"cannot write to {self._path}: {error.strerror}", remedy="free some disk; nothing was lost"
+            ) from error
         self.refresh()
         return len(news)

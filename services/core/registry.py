@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from services.core.errors import RegistryError
 from services.core.files import sync_directory, sync_tree, write_atomically
@@ -28,6 +28,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 Alias = Literal["champion", "candidate", "previous"]
+_ALIASES = TypeAdapter(dict[str, int])
 
 
 class InputContract(BaseModel):
@@ -103,8 +104,12 @@ class Registry:
         path = self.path(version) / MANIFEST_FILE
         try:
             return Manifest.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+        except OSError as error:
             raise RegistryError(f"cannot read {path}: {error}", remedy="roll back to another version") from None
+        except ValidationError as error:
+            raise RegistryError(
+                f"cannot read {path}: {_first(error)}", remedy="roll back to another version"
+            ) from None
 
     def publish(self, describe: Callable[[int], Manifest], fill: Callable[[Path], None]) -> int:
         """Add a version and return its number; it becomes the candidate.
@@ -133,15 +138,15 @@ class Registry:
         write_atomically(directory / MANIFEST_FILE, _json(manifest))
 
     def aliases(self) -> dict[str, int]:
+        """The version behind each alias. Raises RegistryError if the file is damaged."""
         try:
-            loaded: dict[str, int] = orjson.loads(self._aliases_path.read_bytes())
+            return _ALIASES.validate_json(self._aliases_path.read_bytes())
         except FileNotFoundError:
             return {}
-        except orjson.JSONDecodeError as error:
+        except ValidationError as error:
             raise RegistryError(
-                f"{self._aliases_path} is damaged: {error}", remedy='write {"champion": VERSION} into it'
+                f"{self._aliases_path} is damaged: {_first(error)}", remedy='write {"champion": VERSION} into it'
             ) from None
-        return loaded
 
     def promote(self, version: int, *, by: str, why: str) -> None:
         """Make `version` the champion, and the one before `previous`. Raises RegistryError if it is unknown."""
@@ -190,7 +195,9 @@ class Registry:
 
     def _note(self, moved: dict[str, int], *, by: str, why: str) -> None:
         row = {"at_s": round(time.time(), 3), "moved": moved, "by": by, "why": why}
-        with self._history_path.open("ab") as file:
+        with self._history_path.open("a+b") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                file.write(b"\n")  # close the torn line of a crash first
             file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
             file.flush()
             os.fsync(file.fileno())
@@ -201,6 +208,13 @@ class Registry:
         with (self.dir / ".lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _first(error: ValidationError) -> str:
+    """What is wrong, in one line, and where."""
+    found = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in found["loc"])
+    return f"{where} is {found['input']!r:.80}: {found['msg']}" if where else found["msg"]
 
 
 def _json(manifest: Manifest) -> bytes:

@@ -9,6 +9,7 @@ pairs that were never acknowledged. Segments know nothing of sites, limits or ev
 
 import contextlib
 import os
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ ROW = np.dtype(
         ("padding", "<u4"),
     ]
 )
-_CHECKED_BYTES = 56
+_CHECKED = struct.Struct("<qqqQIIIIQ")  # the fields of ROW up to its checksum
+_CHECK = struct.Struct("<II")
 Rows = npt.NDArray[np.void]
 
 
@@ -108,26 +110,23 @@ class SegmentWriter:
 
     def append(self, pairs: Sequence[Pair]) -> None:
         """Write `pairs` and return once they are on disk: all or, after an OSError, none."""
-        rows = np.zeros(len(pairs), ROW)
+        rows: list[bytes] = []
         chunks: list[Any] = []
         end = self._end
-        for row, pair in zip(rows, pairs, strict=True):
-            meta = _meta(pair)
+        for pair in pairs:
+            meta, image = _meta(pair), pair.camera.image
             radar = np.ascontiguousarray(pair.radar.heatmap).reshape(-1).view(np.uint8).data
-            row["captured_at_ns"], row["seq"] = pair.id
-            row["camera_at_ns"] = pair.camera.captured_at_ns
-            row["offset"] = end
-            row["meta_bytes"], row["radar_bytes"] = len(meta), radar.nbytes
-            row["image_bytes"] = len(pair.camera.image)
-            row["image_crc"] = zlib.crc32(pair.camera.image)
-            row["crc"] = zlib.crc32(radar, zlib.crc32(meta, zlib.crc32(row.tobytes()[:_CHECKED_BYTES])))
-            chunks += [meta, radar, pair.camera.image]
-            end += len(meta) + radar.nbytes + len(pair.camera.image)
+            row = _CHECKED.pack(
+                *pair.id, pair.camera.captured_at_ns, end, len(meta), len(radar), len(image), zlib.crc32(image), 0
+            )
+            rows.append(row + _CHECK.pack(zlib.crc32(radar, zlib.crc32(meta, zlib.crc32(row))), 0))
+            chunks += [meta, radar, image]
+            end += len(meta) + len(radar) + len(image)
         try:
             # The order is the correctness: 1. payloads, 2. rows, 3. both to disk. A row that reaches the disk
             # before its payload fails its checksum and is dropped on recovery.
             _write_all(self._seg, chunks, self._end)
-            _write_all(self._idx, [rows.tobytes()], len(_IDX_MAGIC) + len(self.ids) * ROW.itemsize)
+            _write_all(self._idx, [b"".join(rows)], len(_IDX_MAGIC) + len(self.ids) * ROW.itemsize)
             os.fdatasync(self._seg)
             os.fdatasync(self._idx)
         except OSError:
@@ -185,7 +184,7 @@ class SegmentReader:
         row = self.rows[index]
         meta_bytes = int(row["meta_bytes"])
         data = os.pread(self._seg, meta_bytes + int(row["radar_bytes"]), int(row["offset"]))
-        if not meta_bytes or zlib.crc32(data, zlib.crc32(row.tobytes()[:_CHECKED_BYTES])) != int(row["crc"]):
+        if not meta_bytes or zlib.crc32(data, zlib.crc32(row.tobytes()[: _CHECKED.size])) != int(row["crc"]):
             return None
         meta = orjson.loads(data[:meta_bytes])["radar"]
         heatmap = heatmap_from_bytes(

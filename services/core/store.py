@@ -98,11 +98,10 @@ class StoreWriter:
         return self.num_evicted - before
 
     def _write(self, pairs: list[Pair]) -> None:
-        if self._open.ids and self._open.num_bytes >= min(
-            self.limits.segment_bytes, max(self.limits.max_bytes // 8, 1)
-        ):
-            self._seal()
+        segment_bytes = min(self.limits.segment_bytes, max(self.limits.max_bytes // 8, 1))
         try:
+            if self._open.ids and self._open.num_bytes >= segment_bytes:
+                self._seal()
             self._open.append(pairs)
         except OSError as error:
             raise StoreError(
@@ -112,9 +111,9 @@ class StoreWriter:
 
     def _seal(self) -> None:
         full = self._open
-        full.close()
+        self._open = SegmentWriter(self._dir, f"{int(full.name) + 1:08d}")  # first: a full disk refuses it
         self._sealed[full.name] = full.num_bytes
-        self._open = SegmentWriter(self._dir, f"{int(full.name) + 1:08d}")
+        full.close()
 
     def _drop(self, name: str) -> None:
         """1. move the pinned pairs to the newest segment, 2. unlink the index, 3. the data."""

@@ -1,0 +1,1 @@
+"""Whoever publishes frames: the scene simulator and the replay of recordings."""

@@ -1,0 +1,132 @@
+"""`python -m trainer.export`: one published version to ONNX, checked against torch on real stored frames.
+
+Exit status 0: model.onnx lies beside the checkpoint and the manifest vouches for it. Anything else: the last line
+on stderr says why not, and the version is as it was.
+"""
+
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+import typer
+
+from services.core.errors import EchosightError, ExportError
+from services.core.registry import Manifest, Parity, Registry
+from services.core.store import StoreReader
+from trainer.radar import RadarClassifier
+from trainer.release import load_classifier
+
+BATCH_SIZES = (1, 8)
+MAX_PROBABILITY_ERROR = 1e-3
+Array = npt.NDArray[np.float32]
+
+
+def main(
+    registry_dir: Annotated[Path, typer.Option(help="Directory of the model registry.")],
+    store_dir: Annotated[Path, typer.Option(help="Rolling store to take frames for the comparison from.")],
+    name: Annotated[str, typer.Option(help="Name of the model.")],
+    version: Annotated[int, typer.Option(help="Version to export.")],
+) -> None:
+    """Export one version of a model to ONNX and vouch for it in its manifest."""
+    try:
+        parity = export(Registry(registry_dir, name), version, store_dir=store_dir)
+    except EchosightError as error:
+        print(f"export of {name} {version}: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(parity.model_dump_json())
+
+
+def export(registry: Registry, version: int, *, store_dir: Path) -> Parity:
+    """Export, compare, attach. Raises ExportError when ONNX and torch disagree, RegistryError when damaged."""
+    torch.set_num_threads(1)
+    manifest = registry.manifest(version)
+    classifier = load_classifier(registry.path(version), manifest)
+    heatmap, site = _stored_frames(store_dir, manifest, num=max(BATCH_SIZES))
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.onnx"
+        to_onnx(classifier, path, shape=manifest.input.shape)
+        parity = compare(classifier, path, heatmap, site)
+        if parity.max_abs_probability_error > parity.max_allowed or parity.num_label_changes:
+            raise ExportError(
+                f"ONNX and torch differ by {parity.max_abs_probability_error:.2e} in probability"
+                f" and {parity.num_label_changes} labels on {parity.num_frames} stored frames",
+                remedy=f"allowed are {parity.max_allowed:.0e} and 0; this version is not served",
+            )
+        registry.attach_model(version, path, parity)
+    return parity
+
+
+def to_onnx(classifier: RadarClassifier, path: Path, *, shape: tuple[int, ...]) -> None:
+    """Write the graph with a dynamic batch dimension, weights inside."""
+    example = (torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64))
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations are not ours to fix
+        torch.onnx.export(
+            classifier,
+            example,
+            str(path),
+            input_names=["heatmap", "site"],
+            output_names=["probabilities", "embedding"],
+            dynamic_shapes=({0: batch}, {0: batch}),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def compare(classifier: RadarClassifier, path: Path, heatmap: Array, site: npt.NDArray[np.int64]) -> Parity:
+    """Torch against onnxruntime on the same frames, one by one and eight at once."""
+    with torch.no_grad():
+        expected = classifier(torch.from_numpy(heatmap), torch.from_numpy(site))[0].numpy()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst, num_changes = 0.0, 0
+    for size in BATCH_SIZES:
+        for start in range(0, len(heatmap), size):
+            part = slice(start, start + size)
+            [got] = session.run(["probabilities"], {"heatmap": heatmap[part], "site": site[part]})
+            difference = np.abs(got - expected[part])
+            worst = max(worst, float(difference.max()) if np.isfinite(difference).all() else float("inf"))
+            num_changes += int((got.argmax(1) != expected[part].argmax(1)).sum())
+    return Parity(
+        num_frames=len(heatmap),
+        batch_sizes=BATCH_SIZES,
+        max_abs_probability_error=worst,
+        max_allowed=MAX_PROBABILITY_ERROR,
+        num_label_changes=num_changes,
+    )
+
+
+def _stored_frames(store_dir: Path, manifest: Manifest, *, num: int) -> tuple[Array, npt.NDArray[np.int64]]:
+    """`num` frames drawn from the store: heatmap (num, C, R, A) float32, site (num,) int64."""
+    reader = StoreReader(store_dir)
+    reader.refresh()
+    heatmaps: list[Array] = []
+    sites: list[int] = []
+    for pair in reader.random_batch(8 * num, rng=np.random.default_rng(0)):
+        radar = pair.radar()
+        if radar is None or radar.heatmap.size != np.prod(manifest.input.shape) or len(heatmaps) == num:
+            continue
+        heatmaps.append(radar.heatmap.astype(np.float32).reshape(manifest.input.shape))
+        known = pair.site in manifest.sites
+        sites.append(manifest.sites.index(pair.site) if known else 0)
+    reader.close()
+    if not heatmaps:
+        raise ExportError(
+            f"the store {store_dir} holds no frame of shape {manifest.input.shape} to compare on",
+            remedy="let ingest store some first",
+        )
+    while len(heatmaps) < num:  # a store with fewer frames: repeat them, the batch of 8 must be seen
+        heatmaps.append(heatmaps[0])
+        sites.append(sites[0])
+    return np.stack(heatmaps), np.array(sites, np.int64)
+
+
+if __name__ == "__main__":
+    typer.run(main)

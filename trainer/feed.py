@@ -1,0 +1,247 @@
+"""From the rolling store to training batches: encode each image once, keep the site profiles, sample with replay.
+
+The feed does not know the radar encoder or the loss.
+"""
+
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from services.core.frames import FrameId, Label, RadarFrame
+from services.core.profiles import SiteProfile, load_profile
+from services.core.registry import InputContract
+from services.core.store import StoredPair, StoreReader
+from trainer.contrast import Scenes
+from trainer.encodings import EncodingCache, Vector
+from trainer.vision import VisionEncoder, decode_image
+
+_NUM_PROFILE_FRAMES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One encoded pair. uid: unique over sites. site: index into `Feed.sites`. vector: (D,) float16."""
+
+    uid: int
+    pair: StoredPair
+    site: int
+    mirrored: bool
+    vector: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """heatmap: (B, C, R, A) float32, raw. site: (B,) int64, row of the clutter table (0: no known site).
+
+    mirrored: (B,) bool. k: (B, D) float32, image encodings, centred if so asked.
+    """
+
+    heatmap: Tensor
+    site: Tensor
+    mirrored: Tensor
+    k: Tensor
+    scenes: Scenes
+
+
+class Feed:
+    """All encoded pairs of the store that fit the model's input contract."""
+
+    def __init__(
+        self, store_dir: Path, *, vision: VisionEncoder, mirror_share: float, centre: bool, seed: int
+    ) -> None:
+        self._dir = store_dir
+        self._vision = vision
+        self._mirror_share = mirror_share
+        self._centre = centre
+        self._rng = np.random.default_rng(seed)
+        self.reader = StoreReader(store_dir)
+        self.contract: InputContract | None = None
+        self.sites: list[str] = []
+        self.profiles: dict[str, SiteProfile] = {}
+        self._caches: dict[str, EncodingCache] = {}
+        self._samples: dict[tuple[str, FrameId], Sample] = {}
+        self._order: list[Sample] = []
+        self._skipped: set[tuple[str, FrameId]] = set()
+        self._pending: list[StoredPair] = []
+        self._sums: dict[tuple[int, bool], tuple[npt.NDArray[np.float64], int]] = {}
+
+    @property
+    def num_pending(self) -> int:
+        """Pairs whose image is not encoded yet."""
+        return len(self._pending)
+
+    @property
+    def num_skipped(self) -> int:
+        """Pairs of another shape, or damaged."""
+        return len(self._skipped)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def refresh(self) -> None:
+        """Look what came to the store and what left it."""
+        self.reader.refresh()
+        live = {(pair.site, pair.id) for pair in self.reader}
+        self._samples = {at: sample for at, sample in self._samples.items() if at in live}
+        self._skipped &= live
+        for site, cache in self._caches.items():
+            cache.forget_all_but({frame_id for at, frame_id in live if at == site})
+        self._pending = []
+        for pair in self.reader:
+            at = (pair.site, pair.id)
+            if at in self._skipped:
+                continue
+            sample = self._samples.get(at)
+            if sample is not None:
+                if sample.pair is not pair:  # moved to another segment
+                    self._samples[at] = Sample(sample.uid, pair, sample.site, sample.mirrored, sample.vector)
+                continue
+            vector = self._cache(pair.site).get(pair.id, mirrored=self._is_mirrored(pair.id))
+            if vector is None or self.contract is None:
+                self._pending.append(pair)
+            else:
+                self._admit(pair, vector)
+        self._remake_lost_profiles()
+        self._order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)
+
+    def encode(self, num_images: int) -> int:
+        """Encode up to `num_images` pending pairs, newest first; return how many."""
+        todo = self._pending[-num_images:]
+        del self._pending[-num_images:]
+        ready: list[tuple[StoredPair, npt.NDArray[np.float32], Any]] = []
+        for pair in todo:
+            radar, camera = pair.radar(), pair.camera()
+            image = decode_image(camera) if camera is not None else None
+            if radar is None or image is None or not self._fits(radar):
+                self._skipped.add((pair.site, pair.id))
+                continue
+            ready.append((pair, _three_axes(radar), image[:, ::-1] if self._is_mirrored(pair.id) else image))
+        if ready:
+            images = torch.from_numpy(np.stack([image for _, _, image in ready]))
+            vectors = self._vision(images.to(self._vision.mean.device)).cpu().numpy().astype(np.float16)
+            news: dict[str, list[tuple[FrameId, bool, Vector]]] = {}
+            for (pair, heatmap, _), vector in zip(ready, vectors, strict=True):
+                cache_rows = news.setdefault(pair.site, [])
+                cache_rows.append((pair.id, self._is_mirrored(pair.id), vector))
+                self._profile(pair.site).take_in(heatmap)
+                self._admit(pair, vector)
+            for site, rows in news.items():
+                self._cache(site).append(rows)
+            self._order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)
+        return len(todo)
+
+    def batch(self, size: int, *, fresh_share: float, fresh_pairs: int, rng: np.random.Generator) -> Batch:
+        """`size` samples: a share from the newest pairs, the rest from all, different ones if possible."""
+        num_fresh = min(round(fresh_share * size), len(self._order))
+        newest = max(0, len(self._order) - fresh_pairs)
+        at = np.concatenate(
+            [
+                rng.integers(newest, len(self._order), num_fresh),
+                rng.choice(
+                    len(self._order), size - num_fresh, replace=size - num_fresh > len(self._order), shuffle=False
+                ),
+            ]
+        )
+        return self.collate([self._order[i] for i in at])
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Read the samples' heatmaps; a sample whose bytes got damaged is left out."""
+        whole = [(s, frame) for s in samples if (frame := s.pair.radar()) is not None]
+        heatmap = np.stack([_three_axes(frame) for _, frame in whole])
+        k = np.stack([sample.vector.astype(np.float32) - self._mean(sample) for sample, _ in whole])
+        column = [(s.uid, s.site, s.pair.id.captured_at_ns, s.mirrored) for s, _ in whole]
+        uid, site, at_ns, mirrored = (torch.tensor(values) for values in zip(*column, strict=True))
+        return Batch(
+            heatmap=torch.from_numpy(heatmap),
+            site=site + 1,
+            mirrored=mirrored,
+            k=torch.from_numpy(k),
+            scenes=Scenes(id=uid, site=site, at_ns=at_ns),
+        )
+
+    def labelled(self) -> list[tuple[StoredPair, Label]]:
+        """Labelled pairs that fit the contract, in order of time within a site."""
+        found = [(pair, label) for pair, label in self.reader.labelled() if (pair.site, pair.id) in self._samples]
+        return sorted(found, key=lambda item: (item[0].site, item[0].id))
+
+    def clutter_table(self) -> npt.NDArray[np.float32]:
+        """(1 + S, C, R, A): the mean over sites, then each site's map in the order of `sites`."""
+        maps = np.stack([self.profiles[site].clutter for site in self.sites])
+        return np.concatenate([maps.mean(0, keepdims=True), maps])
+
+    def save_profiles(self) -> None:
+        for profile in self.profiles.values():
+            profile.save(self._dir)
+
+    def _admit(self, pair: StoredPair, vector: Vector) -> None:
+        if pair.site not in self.sites:
+            self.sites.append(pair.site)
+        self._profile(pair.site)
+        site, mirrored = self.sites.index(pair.site), self._is_mirrored(pair.id)
+        total, num = self._sums.get((site, mirrored), (np.zeros(len(vector)), 0))
+        self._sums[site, mirrored] = (total + vector, num + 1)
+        self._samples[pair.site, pair.id] = Sample(_uid(pair), pair, site, mirrored, vector)
+
+    def _mean(self, sample: Sample) -> npt.NDArray[np.float32] | float:
+        if not self._centre:
+            return 0.0
+        total, num = self._sums[sample.site, sample.mirrored]
+        return (total / num).astype(np.float32)
+
+    def _is_mirrored(self, frame_id: FrameId) -> bool:
+        """Decided by the id alone, so that a restart agrees."""
+        return zlib.crc32(b"%d-%d" % frame_id) < self._mirror_share * 2**32
+
+    def _fits(self, radar: RadarFrame) -> bool:
+        shape = _three_axes(radar).shape
+        if self.contract is None:  # the first pair decides; pairs of other radars are counted, not learnt
+            self.contract = InputContract(
+                shape=(shape[0], shape[1], shape[2]), unit=radar.unit, channels=radar.channels
+            )
+        return shape == self.contract.shape
+
+    def _cache(self, site: str) -> EncodingCache:
+        if site not in self._caches:
+            self._caches[site] = EncodingCache(
+                self._dir, site=site, encoder_id=self._vision.id, dim=self._vision.dim
+            )
+        return self._caches[site]
+
+    def _profile(self, site: str) -> SiteProfile:
+        """The site's profile: as saved, or a new one."""
+        if site in self.profiles:
+            return self.profiles[site]
+        assert self.contract is not None
+        profile = load_profile(self._dir, site)
+        if profile is None or profile.clutter.shape != self.contract.shape:
+            profile = SiteProfile(site, np.zeros(self.contract.shape, np.float32))
+        self.profiles[site] = profile
+        return profile
+
+    def _remake_lost_profiles(self) -> None:
+        """A profile that vanished while the encodings stayed is made from stored pairs."""
+        for site in [site for site, profile in self.profiles.items() if not profile.num_frames]:
+            known = [sample.pair for sample in self._samples.values() if sample.pair.site == site]
+            for i in self._rng.permutation(len(known))[:_NUM_PROFILE_FRAMES]:
+                radar = known[i].radar()
+                if radar is not None:
+                    self.profiles[site].take_in(_three_axes(radar))
+
+
+def _uid(pair: StoredPair) -> int:
+    """The same in every process; 63 bits."""
+    name = f"{pair.site}/{pair.id.captured_at_ns}/{pair.id.seq}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+
+
+def _three_axes(radar: RadarFrame) -> npt.NDArray[np.float32]:
+    """(C, R, A) float32; a map without channels is one channel."""
+    heatmap: npt.NDArray[np.float32] = radar.heatmap.astype(np.float32)
+    return heatmap if heatmap.ndim == 3 else heatmap[None]

@@ -1,0 +1,150 @@
+"""The radar side: preprocessing, encoders, and the classifier that is exported.
+
+All of it goes into the ONNX graph: what is posted is the raw heatmap, and the index of its site.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from services.core.errors import SettingsError
+
+_MAX_CELLS = 128 * 64  # what the small encoder's stem works at; larger maps are pooled down to it first
+
+
+class Preprocess(nn.Module):
+    """Raw heatmap to network input: subtract the site's clutter map, divide by one fixed scale.
+
+    The scale is never per frame: absolute echo strength tells a car from a pedestrian.
+    clutter: (1 + S, C, R, A) float32, in the heatmap's unit; row 0 serves frames of no known site.
+    """
+
+    clutter: Tensor
+    scale: Tensor
+
+    def __init__(self, num_sites: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.register_buffer("clutter", torch.zeros(1 + num_sites, *shape))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, heatmap: Tensor, site: Tensor) -> Tensor:
+        """heatmap: (B, C, R, A) float32; site: (B,) int64 -> (B, C, R, A) float32, about unit variance."""
+        return (heatmap - self.clutter[site]) / self.scale
+
+
+class SmallEncoder(nn.Module):
+    """A small residual network at the radar's own resolution: (B, C, R, A) -> (B, feature_dim)."""
+
+    def __init__(self, shape: tuple[int, int, int], *, width: int = 32, feature_dim: int = 128) -> None:
+        super().__init__()
+        channels, num_ranges, num_azimuths = shape
+        pool = 1
+        while num_ranges * num_azimuths / pool**2 > 2 * _MAX_CELLS:
+            pool *= 2
+        self.stem = nn.Sequential(
+            nn.MaxPool2d(pool) if pool > 1 else nn.Identity(),
+            nn.Conv2d(channels, width, 5, stride=2, padding=2, bias=False),
+            nn.GroupNorm(4, width),
+            nn.ReLU(),
+        )
+        self.stages = nn.Sequential(
+            _Residual(width, width, stride=2),
+            _Residual(width, 2 * width, stride=2),
+            _Residual(2 * width, 4 * width, stride=2),
+        )
+        self.feature_dim = feature_dim
+        self.head = nn.Sequential(nn.Linear(8 * width, 256), nn.ReLU(), nn.Linear(256, feature_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages(self.stem(x))
+        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+        features: Tensor = self.head(pooled)
+        return features
+
+
+class _Residual(nn.Module):
+    def __init__(self, num_in: int, num_out: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(num_in, num_out, 3, stride=stride, padding=1, bias=False),
+            nn.GroupNorm(4, num_out),
+            nn.ReLU(),
+            nn.Conv2d(num_out, num_out, 3, padding=1, bias=False),
+            nn.GroupNorm(4, num_out),
+        )
+        self.skip: nn.Module = nn.Identity()
+        if stride > 1 or num_in != num_out:
+            self.skip = nn.Conv2d(num_in, num_out, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.skip(x))
+
+
+class Vgg16Encoder(nn.Module):
+    """The paper's radar branch: VGG-16 on a heatmap resampled to 224 x 224 and replicated three times; 4096-d."""
+
+    def __init__(self, *, weights: str = "") -> None:
+        super().__init__()
+        from trainer.vision import vgg16_to_fourth_layer
+
+        self.net = vgg16_to_fourth_layer(weights, from_hub=False)
+        self.feature_dim = 4096
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x.mean(1, keepdim=True), size=(224, 224), mode="bilinear", antialias=False)
+        features: Tensor = self.net(x.expand(-1, 3, -1, -1))
+        return features
+
+
+def build_encoder(architecture: dict[str, Any], shape: tuple[int, int, int], *, weights: str = "") -> nn.Module:
+    """The encoder that a manifest's `architecture` names, for heatmaps of `shape` (C, R, A)."""
+    match architecture["encoder"]:
+        case "small":
+            return SmallEncoder(shape, width=architecture["width"], feature_dim=architecture["feature_dim"])
+        case "vgg16":
+            return Vgg16Encoder(weights=weights)
+        case other:
+            raise SettingsError(f"radar encoder is {other!r}", remedy="use small or vgg16")
+
+
+def default_architecture(encoder: str) -> dict[str, Any]:
+    """What is written into the manifest, and enough to build the encoder again."""
+    if encoder == "small":
+        return {"encoder": "small", "width": 32, "feature_dim": 128}
+    return {"encoder": encoder, "feature_dim": 4096}
+
+
+class LinearHead(nn.Module):
+    """Standardised features to class logits: (B, feature_dim) -> (B, num_classes)."""
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, feature_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(feature_dim))
+        self.register_buffer("inverse_std", torch.ones(feature_dim))
+        self.linear = nn.Linear(feature_dim, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.linear((features - self.mean) * self.inverse_std)
+        return logits
+
+
+class RadarClassifier(nn.Module):
+    """What is served: raw heatmap (B, C, R, A) float32 and site (B,) int64 to probabilities and an embedding.
+
+    probabilities: (B, num_classes) float32, rows sum to 1. embedding: (B, feature_dim) float32, unit L2 norm.
+    """
+
+    def __init__(self, preprocess: Preprocess, encoder: nn.Module, head: LinearHead) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, heatmap: Tensor, site: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.encoder(self.preprocess(heatmap, site))
+        return self.head(features).softmax(1), F.normalize(features, dim=1)

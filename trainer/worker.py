@@ -1,0 +1,248 @@
+"""The endless trainer: look -> encode -> step -> save -> publish -> report, until told to stop.
+
+It reads the store, writes encodings, profiles, checkpoints and registry versions, and waits when there is nothing
+to learn from. A kill at any moment costs at most the steps since the last checkpoint.
+"""
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from services.core.logs import Log
+from services.core.registry import InputContract, Registry
+from services.core.streams import EventLog
+from trainer.checkpoints import Checkpoints
+from trainer.contrast import Contrast
+from trainer.feed import Feed
+from trainer.learner import DivergedError, Learner
+from trainer.release import publish_release
+from trainer.settings import TrainerSettings
+from trainer.vision import VisionEncoder
+
+_LOOK_EVERY_S = 2.0
+_REPORT_EVERY_S = 2.0
+_STEPS_A_ROUND = 8
+_NUM_SCALE_PAIRS = 256
+_MAX_DIVERGED = 3
+
+
+class TrainerWorker:
+    """Owns the feed and the learner of one model."""
+
+    def __init__(
+        self, settings: TrainerSettings, *, vision: VisionEncoder, log: Log, events: EventLog | None
+    ) -> None:
+        self.settings = settings
+        self._log = log
+        self._events = events
+        self._device = _device(settings)
+        self._vision = vision.to(self._device)
+        self.feed = Feed(
+            settings.store_dir,
+            vision=vision,
+            mirror_share=settings.mirror_share,
+            centre=settings.centre_vision,
+            seed=settings.seed,
+        )
+        self.registry = Registry(settings.registry_dir, settings.model_name)
+        self._checkpoints = Checkpoints(settings.data_dir, name=settings.model_name, log=log)
+        self._rng = np.random.default_rng(settings.seed)
+        self.learner: Learner | None = None
+        self._losses: dict[str, float] = {}
+        self._num_diverged = 0
+        self._num_labels_published = 0
+        self._accuracy: float | None = None
+        self._is_stopping = False
+        now_s = time.monotonic()
+        self._looked_s = self._reported_s = now_s - 1e9
+        self._saved_s = self._published_s = now_s
+        self._steps_reported = 0
+
+    def stop(self) -> None:
+        """Finish the round, save, return from `run`."""
+        self._is_stopping = True
+
+    def run(self, *, max_steps: int | None = None) -> None:
+        """Work until stopped, or until `max_steps` steps were taken in all."""
+        self._resume()
+        while not self._is_stopping:
+            self._look()
+            num_encoded = self.feed.encode(self.settings.encode_batch)
+            if self._is_ready():
+                if max_steps is not None and self.learner is not None and self.learner.step_num >= max_steps:
+                    break
+                self._learn()
+                self._save_and_publish()
+            elif not num_encoded:
+                time.sleep(0.2)  # nothing to do until ingest stores more; the store has no bell
+            self._report()
+        self._save()
+        if max_steps is not None:
+            self.publish()
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
+            self.feed.refresh()
+            self._looked_s = time.monotonic()
+
+    def _is_ready(self) -> bool:
+        if len(self.feed) < self.settings.min_pairs:
+            return False
+        if self.learner is None:
+            assert self.feed.contract is not None
+            self.learner = self._new_learner(self.feed.contract)
+            self.learner.set_input(self.feed.clutter_table(), scale=self._measure_scale())
+            self._log.info("learning_starts", pairs=len(self.feed), shape=self.feed.contract.shape)
+        return True
+
+    def _learn(self) -> None:
+        """A few steps; a loss that is not finite undoes everything since the last checkpoint."""
+        assert self.learner is not None
+        settings = self.settings
+        self.learner.set_input(self.feed.clutter_table())
+        for _ in range(_STEPS_A_ROUND):
+            batch = self.feed.batch(
+                settings.batch_size,
+                fresh_share=settings.fresh_share,
+                fresh_pairs=settings.fresh_pairs,
+                rng=self._rng,
+            )
+            try:
+                self._note(self.learner.step(batch))
+            except DivergedError as error:
+                self._num_diverged += 1
+                self._log.error("diverged", reason=str(error), times=self._num_diverged)
+                if self._num_diverged > _MAX_DIVERGED:
+                    raise
+                self._resume()
+                return
+
+    def _note(self, contrast: Contrast) -> None:
+        values = {
+            "loss": float(contrast.loss.detach()),
+            "chance": contrast.chance,
+            "top1": contrast.top1,
+        }
+        for name, value in values.items():
+            old = self._losses.get(name, value)
+            self._losses[name] = old + 0.05 * (value - old)
+
+    def _save_and_publish(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._saved_s >= self.settings.checkpoint_every_s:
+            self._save()
+        first = not self.registry.versions()
+        if first or now_s - self._published_s >= self.settings.publish_every_s:
+            self.publish()
+
+    def publish(self) -> None:
+        """A new version, if the encoder has learnt and the labels suffice."""
+        settings, learner = self.settings, self.learner
+        if learner is None or learner.step_num < settings.min_publish_steps:
+            return
+        if len(self.feed.labelled()) < settings.min_labels:
+            return
+        self._published_s = time.monotonic()
+        self.feed.save_profiles()
+        learner.set_input(self.feed.clutter_table())
+        losses = {name: round(value, 4) for name, value in self._losses.items()}
+        release = publish_release(self.registry, learner, self.feed, losses=losses)
+        if release is None:
+            return
+        self._accuracy = release.metrics["probe"].get("accuracy")
+        gone = self.registry.prune(keep=settings.keep_versions)
+        self._log.info(
+            "published", version=release.version, step=learner.step_num, accuracy=self._accuracy, pruned=gone
+        )
+        self._emit("published", version=release.version, metrics=release.metrics)
+
+    def _save(self) -> None:
+        self._saved_s = time.monotonic()
+        if self.learner is None:
+            return
+        self.feed.save_profiles()
+        assert self.feed.contract is not None
+        self._checkpoints.save(
+            {
+                "learner": self.learner.state(),
+                "contract": self.feed.contract.model_dump(mode="json"),
+                "sites": list(self.feed.sites),
+                "losses": dict(self._losses),
+                "vision_id": self._vision.id,
+                "sampler": self._rng.bit_generator.state,
+                "accuracy": self._accuracy,
+            }
+        )
+
+    def _resume(self) -> None:
+        """Go on where the last checkpoint left off, if there is one of this recipe."""
+        state = self._checkpoints.load()
+        if state is None:
+            return
+        if state["vision_id"] != self._vision.id:
+            self._log.warning("vision_encoder_changed", was=state["vision_id"], now=self._vision.id)
+            return
+        contract = InputContract.model_validate(state["contract"])
+        learner = self._new_learner(contract)
+        try:
+            learner.restore(state["learner"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            self._log.warning("checkpoint_does_not_fit", reason=str(error)[:200])
+            return
+        self.feed.contract = contract
+        self.feed.sites = list(state["sites"])
+        self._rng.bit_generator.state = state["sampler"]
+        self._losses = dict(state["losses"])
+        self._accuracy = state["accuracy"]
+        self.learner = learner
+        self._log.info("resumed", step=learner.step_num)
+
+    def _new_learner(self, contract: InputContract) -> Learner:
+        return Learner(self.settings, contract=contract, key_dim=self._vision.dim, device=self._device)
+
+    def _measure_scale(self) -> float:
+        """Standard deviation of clutter-corrected cells, once: from then on it is part of the model."""
+        batch = self.feed.batch(
+            min(_NUM_SCALE_PAIRS, len(self.feed)), fresh_share=0.0, fresh_pairs=1, rng=self._rng
+        )
+        table = torch.from_numpy(self.feed.clutter_table())
+        if not self.settings.subtract_clutter:
+            table = torch.zeros_like(table)
+        return max(float((batch.heatmap - table[batch.site]).std()), 1e-3)
+
+    def _report(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._reported_s < _REPORT_EVERY_S:
+            return
+        step = self.learner.step_num if self.learner else 0
+        values: dict[str, Any] = {
+            "step": step,
+            "steps_per_s": round((step - self._steps_reported) / (now_s - self._reported_s), 2),
+            "pairs": len(self.feed),
+            "pending": self.feed.num_pending,
+            "skipped": self.feed.num_skipped,
+            "needed": self.settings.min_pairs,
+            "labels": len(self.feed.labelled()),
+            "accuracy": self._accuracy,
+            **{name: round(value, 4) for name, value in self._losses.items()},
+        }
+        self._reported_s, self._steps_reported = now_s, step
+        self._emit("trainer", **values)
+        self._log.debug("trainer", **values)
+
+    def _emit(self, kind: str, **values: Any) -> None:
+        if self._events is not None:
+            self._events.emit(kind, **values)
+
+
+def _device(settings: TrainerSettings) -> torch.device:
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+def num_threads(settings: TrainerSettings) -> int:
+    return settings.threads or len(os.sched_getaffinity(0))
