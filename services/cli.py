@@ -37,7 +37,7 @@ def up(
     ] = None,
     simulate: Annotated[bool, typer.Option(help="Whether to simulate sensors at all.")] = True,
     label_share: Annotated[float, typer.Option(min=0, max=1, help="Share of simulated frames labelled.")] = 0.05,
-    port: Annotated[int | None, typer.Option(help="Port of the API. Default: ECHOSIGHT_PORT or 8000.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API. Default: ECHOSIGHT_API_PORT or 8000.")] = None,
 ) -> None:
     """Run the whole system on this machine: server, simulated site, ingest, trainer, API. Ctrl-C stops it.
 
@@ -45,9 +45,9 @@ def up(
     (default ./var); a second start goes on from there.
     """
     settings = _settings()
-    host = os.environ.get("ECHOSIGHT_HOST", "127.0.0.1")
+    host = os.environ.get("ECHOSIGHT_API_HOST", "127.0.0.1")
     if port is not None:
-        os.environ["ECHOSIGHT_PORT"] = str(port)
+        os.environ["ECHOSIGHT_API_PORT"] = str(port)
     sensors = [
         Worker(
             f"sensors-{name}",
@@ -63,7 +63,7 @@ def up(
         Worker("trainer", "trainer"),
         Worker("api", "api"),
     ]
-    address = (host, int(os.environ.get("ECHOSIGHT_PORT", "8000")))
+    address = (host, int(os.environ.get("ECHOSIGHT_API_PORT", "8000")))
     supervisor = Supervisor(settings, workers, address=address, console=_console)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: supervisor.stop())

@@ -240,7 +240,7 @@ def _require_free(host: str, port: int) -> None:
         except OSError as error:
             raise SettingsError(
                 f"the API cannot listen on {host}:{port}: {error.strerror}",
-                remedy="stop what listens there, or set ECHOSIGHT_PORT",
+                remedy="stop what listens there, or set ECHOSIGHT_API_PORT",
             ) from None
 
 

@@ -94,6 +94,7 @@ class Feed:
         for site, cache in self._caches.items():
             cache.forget_all_but({frame_id for at, frame_id in live if at == site})
         self._pending = []
+        self._settle_contract()
         for pair in self.reader:
             at = (pair.site, pair.id)
             if at in self._skipped:
@@ -104,7 +105,7 @@ class Feed:
                     self._samples[at] = Sample(sample.uid, pair, sample.site, sample.mirrored, sample.vector)
                 continue
             vector = self._cache(pair.site).get(pair.id, mirrored=self._is_mirrored(pair.id))
-            if vector is None or self.contract is None:
+            if vector is None:
                 self._pending.append(pair)
             else:
                 self._admit(pair, vector)
@@ -199,13 +200,17 @@ class Feed:
         """Decided by the id alone, so that a restart agrees."""
         return zlib.crc32(b"%d-%d" % frame_id) < self._mirror_share * 2**32
 
+    def _settle_contract(self) -> None:
+        """The first pair decides what the model expects; pairs of other radars are counted, not learnt."""
+        if self.contract is not None:
+            return
+        radar = next((found for pair in self.reader if (found := pair.radar()) is not None), None)
+        if radar is not None:
+            self.contract = InputContract(shape=_three_axes(radar).shape, unit=radar.unit, channels=radar.channels)
+
     def _fits(self, radar: RadarFrame) -> bool:
-        shape = _three_axes(radar).shape
-        if self.contract is None:  # the first pair decides; pairs of other radars are counted, not learnt
-            self.contract = InputContract(
-                shape=(shape[0], shape[1], shape[2]), unit=radar.unit, channels=radar.channels
-            )
-        return shape == self.contract.shape
+        assert self.contract is not None
+        return _three_axes(radar).shape == self.contract.shape
 
     def _cache(self, site: str) -> EncodingCache:
         if site not in self._caches:

@@ -39,9 +39,11 @@ class Learner:
         self.architecture = default_architecture(settings.radar_encoder)
         shape = contract.shape
         self.preprocess = Preprocess(0, (shape[0], shape[1], shape[2])).to(device)
-        self.encoder = build_encoder(
-            self.architecture, (shape[0], shape[1], shape[2]), weights=settings.radar_weights
-        ).to(device)
+        self.encoder = (
+            build_encoder(self.architecture, (shape[0], shape[1], shape[2]), weights=settings.radar_weights)
+            .to(device)
+            .to(memory_format=torch.channels_last)
+        )
         feature_dim = self.architecture["feature_dim"]
         self.projection: nn.Module = nn.Identity()
         if feature_dim != key_dim:
@@ -63,7 +65,7 @@ class Learner:
         self.encoder.train()
         x = self.preprocess(batch.heatmap.to(self.device), batch.site.to(self.device))  # (B, C, R, A)
         x = self._augment(x, batch.mirrored)
-        q = self.projection(self.encoder(x))  # (B, D)
+        q = self.projection(self.encoder(x.contiguous(memory_format=torch.channels_last)))  # (B, D)
         k = batch.k.to(self.device)  # (B, D)
         scenes = batch.scenes.to(self.device)
         contrast = info_nce(

@@ -48,11 +48,11 @@ class TrainerSettings(CoreSettings):
         default="", description="file with ImageNet VGG-16 weights to start the radar encoder from; empty: random"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one")
-    threads: int = Field(default=0, ge=0, le=256, description="CPU threads for torch; 0: as many as cores")
+    threads: int = Field(default=0, ge=0, le=256, description="CPU threads for torch; 0: one less than cores")
     seed: int = Field(default=0, ge=0, description="seed of weights, sampling and augmentation")
 
     min_pairs: int = Field(default=128, ge=2, description="wait until the store holds so many pairs")
-    batch_size: int = Field(default=128, ge=2, description="pairs a step")
+    batch_size: int = Field(default=64, ge=2, description="pairs a step")
     queue_size: int = Field(default=512, ge=1, description="K: past image encodings used as negatives")
     temperature: float = Field(default=0.07, gt=0, le=100, description="tau, or where a learned tau starts")
     learn_temperature: bool = Field(default=True, description="learn tau, with 1/tau capped at 100")

@@ -245,4 +245,5 @@ def _device(settings: TrainerSettings) -> torch.device:
 
 
 def num_threads(settings: TrainerSettings) -> int:
-    return settings.threads or len(os.sched_getaffinity(0))
+    """One core is left to the others: threads that wait for a busy core cost more than they give."""
+    return settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)

@@ -4,13 +4,13 @@ The rule: of all radar and camera frames not further apart than the window, the 
 them out and repeat (ties: the earlier radar frame, then the earlier camera frame). A pair or a leftover is
 decided as soon as no frame still to come could change it. "Still to come" is judged per sensor by event time: a
 sensor that has delivered time t may still deliver anything later than t minus the grace. A sensor that is silent
-for `idle_timeout_s` of arrival time holds nobody back.
+for `idle_timeout_s` of arrival time, while the other one is not, holds nobody back.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from services.core.frames import FrameId
 
@@ -69,9 +69,16 @@ class Matcher(Generic[T]):
 
     def add(self, side: Side, frame_id: FrameId, payload: T, *, now_s: float) -> list[Decision[T]]:
         """Take in one frame; the answer is empty unless the frame is a duplicate."""
+        if all(source.is_idle(now_s, self._idle_timeout_s) for source in self._sources.values()):
+            for source in self._sources.values():  # the whole site was away: nobody was missing until now
+                source.heard_at_s = now_s
         if self._sources[side].add(frame_id, payload, now_s=now_s):
             return []
         return [self._leftover(side, payload, "duplicate")]
+
+    def excuse(self, side: Side, *, now_s: float) -> None:
+        """Not count a sensor's silence so far: its frames were there, but nobody read them."""
+        self._sources[side].heard_at_s = now_s
 
     def decide(self, *, now_s: float) -> list[Decision[T]]:
         """All that no frame still to come could change."""
@@ -135,61 +142,65 @@ class Matcher(Generic[T]):
 
 
 class _Source(Generic[T]):
-    """One sensor's waiting frames, in order of time, and how far it has come."""
+    """One sensor's waiting frames, in order of time and sequence, and how far it has come."""
 
     def __init__(self, grace_ns: int, now_s: float) -> None:
         self._grace_ns = grace_ns
         self._newest_ns = _NEVER
-        self._heard_at_s = now_s
+        self.heard_at_s = now_s
         self._seen: OrderedDict[FrameId, None] = OrderedDict()
         self._taken_ns: deque[int] = deque(maxlen=_NUM_TAKEN)
+        self._ids: list[FrameId] = []  # of `waiting`, for bisection
         self.waiting: list[Item[T]] = []
 
     def add(self, frame_id: FrameId, payload: T, *, now_s: float) -> bool:
         """Whether the frame is new."""
-        self._heard_at_s = now_s
+        self.heard_at_s = now_s
         if frame_id in self._seen:
             return False
         self._seen[frame_id] = None
         if len(self._seen) > _NUM_SEEN:
             self._seen.popitem(last=False)
-        is_late = frame_id.captured_at_ns < self._newest_ns - self._grace_ns
-        insort(self.waiting, Item(frame_id, payload, is_late), key=_id)
+        is_late = frame_id.captured_at_ns <= self._newest_ns - self._grace_ns
+        at = bisect_left(self._ids, frame_id)
+        self._ids.insert(at, frame_id)
+        self.waiting.insert(at, Item(frame_id, payload, is_late))
         self._newest_ns = max(self._newest_ns, frame_id.captured_at_ns)
         return True
 
+    def is_idle(self, now_s: float, idle_timeout_s: float) -> bool:
+        return now_s - self.heard_at_s >= idle_timeout_s
+
     def watermark_ns(self, now_s: float, idle_timeout_s: float) -> int:
-        """No frame older than this is waited for."""
-        if now_s - self._heard_at_s >= idle_timeout_s:
+        """Nothing up to this time is waited for."""
+        if self.is_idle(now_s, idle_timeout_s):
             return _ALWAYS
         return self._newest_ns - self._grace_ns if self._newest_ns != _NEVER else _NEVER
 
     def nearest(self, other: Item[T], window_ns: int) -> Item[T] | None:
         """The waiting frame closest in time to `other`, the earlier of two; None beyond the window."""
-        after = bisect_left(self.waiting, other.at_ns, key=_at_ns)
+        at_ns = other.id.captured_at_ns
+        after = self._first_from(at_ns)
         best: Item[T] | None = None
-        if after < len(self.waiting):
-            best = self.waiting[after]
+        best_ns = window_ns + 1
         if after > 0:
-            before = self.waiting[bisect_left(self.waiting, self.waiting[after - 1].at_ns, key=_at_ns)]
-            if best is None or other.at_ns - before.at_ns <= best.at_ns - other.at_ns:
-                best = before
-        return best if best is not None and abs(best.at_ns - other.at_ns) <= window_ns else None
+            before_ns = self._ids[after - 1].captured_at_ns
+            if at_ns - before_ns <= window_ns:
+                best, best_ns = self.waiting[self._first_from(before_ns)], at_ns - before_ns
+        if after < len(self._ids) and self._ids[after].captured_at_ns - at_ns < best_ns:
+            best = self.waiting[after]
+        return best
+
+    def _first_from(self, at_ns: int) -> int:
+        return bisect_left(self._ids, FrameId(at_ns, 0))
 
     def take(self, item: Item[T]) -> None:
         self.drop(item)
         self._taken_ns.append(item.at_ns)
 
     def drop(self, item: Item[T]) -> None:
-        del self.waiting[bisect_left(self.waiting, item.id, key=_id)]
+        at = bisect_left(self._ids, item.id)
+        del self._ids[at], self.waiting[at]
 
     def has_taken_near(self, at_ns: int, window_ns: int) -> bool:
         return any(abs(taken - at_ns) <= window_ns for taken in self._taken_ns)
-
-
-def _id(item: Item[Any]) -> FrameId:
-    return item.id
-
-
-def _at_ns(item: Item[Any]) -> int:
-    return item.at_ns

@@ -23,19 +23,21 @@ _BLOCK_MS = 100
 _DISCOVER_EVERY_S = 2.0
 _REPORT_EVERY_S = 2.0
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_MAX_DECIDED = 256  # entries decided but not yet committed; beyond, reading waits for the disk
 _MAX_WAITING = 512  # frames of one sensor held in memory; beyond, only the other sensor is read
 
 
 @dataclass(slots=True)
 class _Batch:
-    """What is decided but not yet stored and acknowledged."""
+    """What is decided but not yet stored, buried and acknowledged."""
 
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
     labels: dict[str, list[Label]] = field(default_factory=dict)
+    dead: list[tuple[Delivery, str]] = field(default_factory=list)
     done: list[Delivery] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.done)
+    def __len__(self) -> int:
+        return len(self.done) + len(self.dead)
 
 
 class IngestWorker:
@@ -49,7 +51,9 @@ class IngestWorker:
         self._matchers: dict[str, Matcher[Delivery]] = {}
         self._writers: dict[str, StoreWriter] = {}
         self._held: set[tuple[str, bytes]] = set()
-        self._batch = _Batch()
+        self._decided = _Batch()  # grows while the one before it is on its way to the disk
+        self._committing = _Batch()  # still full after a failure: tried again before anything else
+        self._commit: asyncio.Task[None] | None = None
         self._is_stopping = False
         self._next_discover_s = 0.0
         self._next_claim_s = 0.0
@@ -57,61 +61,52 @@ class IngestWorker:
         self.counts: Counter[str] = Counter()
 
     def stop(self) -> None:
-        """Finish the commit that is under way, then return from `run`."""
+        """Commit what is decided, then return from `run`."""
         self._is_stopping = True
 
     async def run(self, *, until_idle_s: float | None = None) -> None:
         """Work until stopped, or until nothing came for `until_idle_s`: then flush what waits and return."""
         last_frame_s = time.monotonic()
         failures = 0
-        try:
-            while not self._is_stopping:
-                try:
-                    await self._upkeep()
-                    if not self._batch:
-                        deliveries = await self._consumer.read(
-                            count=self._settings.read_count, block_ms=_BLOCK_MS, skip=self._full_streams()
-                        )
-                        if deliveries:
-                            last_frame_s = time.monotonic()
-                        await self._take_in(deliveries)
-                        self._decide()
-                        if until_idle_s is not None and time.monotonic() - last_frame_s > until_idle_s:
-                            self._flush()
-                            self.stop()
-                    await self._commit()
-                    failures = 0
-                except (*StreamsLost, StoreError) as error:
-                    await self._back_off(error, failures)
-                    failures += 1
-        finally:
-            await asyncio.to_thread(self._report)
-            for writer in self._writers.values():
-                writer.close()
+        while not self._is_stopping:
+            try:
+                await self._upkeep()
+                if len(self._decided) < _MAX_DECIDED:
+                    deliveries = await self._consumer.read(
+                        count=self._settings.read_count, block_ms=_BLOCK_MS, skip=self._full_streams()
+                    )
+                    if deliveries:
+                        last_frame_s = time.monotonic()
+                    self._take_in(deliveries)
+                    self._decide()
+                    if until_idle_s is not None and time.monotonic() - last_frame_s > until_idle_s:
+                        self._flush()
+                        self.stop()
+                await self._commit_next()
+                failures = 0
+            except (*StreamsLost, StoreError) as error:
+                await self._back_off(error, failures)
+                failures += 1
+        await self._close()
 
-    async def _take_in(self, deliveries: Sequence[Delivery]) -> None:
+    def _take_in(self, deliveries: Sequence[Delivery]) -> None:
         """Sort deliveries into matchers, the labels of the batch, and the dead letters."""
         now_s = time.monotonic()
         for delivery in deliveries:
             if (delivery.key, delivery.entry_id) in self._held:
                 continue
+            self._held.add((delivery.key, delivery.entry_id))
             match delivery.frame:
                 case BadFrameError() if not delivery.fields:  # trimmed away unread: nothing to bury
-                    self._batch.done.append(delivery)
+                    self._decided.done.append(delivery)
                 case BadFrameError() as error:
-                    self.counts[f"{delivery.kind}.undecodable"] += 1
-                    self._log.warning("frame_buried", site=delivery.site, stream=delivery.kind,
-                                      entry=delivery.entry_id.decode(), reason=str(error))  # fmt: skip
-                    await self._consumer.bury(delivery, str(error))
+                    self._decided.dead.append((delivery, str(error)))
                 case Label() as label:
-                    self._hold(delivery)
-                    self._batch.labels.setdefault(delivery.site, []).append(label)
-                    self._batch.done.append(delivery)
+                    self._decided.labels.setdefault(delivery.site, []).append(label)
+                    self._decided.done.append(delivery)
                 case RadarFrame() | CameraFrame() as frame:
-                    self._hold(delivery)
                     side: Side = "radar" if isinstance(frame, RadarFrame) else "camera"
-                    matcher = self._matcher(delivery.site)
-                    self._sort(matcher.add(side, frame.id, delivery, now_s=now_s))
+                    self._sort(self._matcher(delivery.site).add(side, frame.id, delivery, now_s=now_s))
 
     def _decide(self) -> None:
         now_s = time.monotonic()
@@ -128,24 +123,45 @@ class IngestWorker:
                 radar, camera = decision.radar.frame, decision.camera.frame
                 assert isinstance(radar, RadarFrame)
                 assert isinstance(camera, CameraFrame)
-                self._batch.pairs.setdefault(decision.radar.site, []).append(Pair(radar, camera))
-                self._batch.done += [decision.radar, decision.camera]
+                self._decided.pairs.setdefault(decision.radar.site, []).append(Pair(radar, camera))
+                self._decided.done += [decision.radar, decision.camera]
                 self.counts["radar.paired"] += 1
                 self.counts["camera.paired"] += 1
             else:
-                self._batch.done.append(decision.payload)
+                self._decided.done.append(decision.payload)
                 self.counts[f"{decision.side}.{decision.reason}"] += 1
 
-    async def _commit(self) -> None:
-        """1. append durably, 2. acknowledge, 3. forget. Repeated whole after a failure: both are idempotent."""
-        batch = self._batch
-        if not batch:
-            return
+    async def _commit_next(self) -> None:
+        """Commit what is decided, one batch at a time, while the caller goes on reading.
+
+        Raises what made the last commit fail; its batch stays, and is the next to be committed.
+        """
+        if self._commit is not None and (self._commit.done() or len(self._decided) >= _MAX_DECIDED):
+            finished, self._commit = self._commit, None
+            await finished
+        if self._commit is None:
+            if not self._committing:
+                self._committing, self._decided = self._decided, _Batch()
+            if self._committing:
+                self._commit = asyncio.create_task(self._commit_batch(self._committing))
+
+    async def _commit_batch(self, batch: _Batch) -> None:
+        """1. append durably, 2. bury, 3. acknowledge, 4. forget. After a failure it goes on where it stopped."""
         if batch.pairs or batch.labels:
             await asyncio.to_thread(self._store, batch)
+        while batch.dead:
+            await self._bury(*batch.dead[-1])
+            batch.dead.pop()
         await self._consumer.acknowledge(batch.done)
         self._held.difference_update((delivery.key, delivery.entry_id) for delivery in batch.done)
-        self._batch = _Batch()
+        batch.done.clear()
+
+    async def _bury(self, delivery: Delivery, reason: str) -> None:
+        await self._consumer.bury(delivery, reason)
+        self._held.discard((delivery.key, delivery.entry_id))
+        self.counts[f"{delivery.kind}.undecodable"] += 1
+        entry = delivery.entry_id.decode()
+        self._log.warning("frame_buried", site=delivery.site, stream=delivery.kind, entry=entry, reason=reason)
 
     def _store(self, batch: _Batch) -> None:
         for site, pairs in batch.pairs.items():
@@ -181,7 +197,7 @@ class IngestWorker:
         self._log.info("entries_claimed", num=len(claimed))
         live, self._matchers = self._matchers, {}
         try:
-            await self._take_in(claimed)
+            self._take_in(claimed)
             self._flush()
         finally:
             self._matchers = live
@@ -213,16 +229,18 @@ class IngestWorker:
             writer.limits = self._settings.store_limits(num_sites=num_sites)
 
     def _full_streams(self) -> set[tuple[str, Kind]]:
-        """Streams not to read now: their frames wait for the other sensor's, which lie deeper in its stream."""
-        return {
-            (site, side)
-            for site, matcher in self._matchers.items()
-            for side in ("radar", "camera")
-            if matcher.num_waiting(side) >= _MAX_WAITING
-        }  # fmt: skip
+        """Streams not to read now: their frames wait for the other sensor's, which lie deeper in its stream.
 
-    def _hold(self, delivery: Delivery) -> None:
-        self._held.add((delivery.key, delivery.entry_id))
+        Never both of a site: then the grace alone holds that many, and more to come sets them free.
+        """
+        full: set[tuple[str, Kind]] = set()
+        for site, matcher in self._matchers.items():
+            radar_is_full = matcher.num_waiting("radar") >= _MAX_WAITING
+            if radar_is_full != (matcher.num_waiting("camera") >= _MAX_WAITING):
+                side: Side = "radar" if radar_is_full else "camera"
+                matcher.excuse(side, now_s=time.monotonic())
+                full.add((site, side))
+        return full
 
     def _report(self) -> None:
         """One event and one log line of counters."""
@@ -230,14 +248,28 @@ class IngestWorker:
         stored = self.counts["stored"]
         rate = (stored - self._reported_num) / max(now_s - self._reported_s, 1e-9)
         self._reported_s, self._reported_num = now_s, stored
+        writers = list(self._writers.values())  # a commit may add one meanwhile
         values: dict[str, Any] = {
             "pairs_per_s": round(rate, 1),
-            "pairs": sum(len(writer) for writer in self._writers.values()),
-            "bytes": sum(writer.num_bytes for writer in self._writers.values()),
-            "evicted": sum(writer.num_evicted for writer in self._writers.values()),
+            "pairs": sum(len(writer) for writer in writers),
+            "bytes": sum(writer.num_bytes for writer in writers),
+            "evicted": sum(writer.num_evicted for writer in writers),
             "trimmed": self._consumer.num_trimmed,
             "sites": self._consumer.sites,
             "counts": dict(self.counts),
         }
         self._events.emit("ingest", **values)
         self._log.debug("ingest", **values)
+
+    async def _close(self) -> None:
+        """Commit what is decided, once; what fails now stays unacknowledged and comes again at the next start."""
+        try:
+            while self._commit or self._committing or self._decided:
+                await self._commit_next()
+                if self._commit:
+                    await asyncio.wait([self._commit])
+        except (*StreamsLost, StoreError) as error:
+            self._log.warning("ingest_stopped_short", reason=str(error))
+        await asyncio.to_thread(self._report)
+        for writer in self._writers.values():
+            writer.close()

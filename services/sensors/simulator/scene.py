@@ -39,7 +39,7 @@ from services.sensors.simulator.troubles import DeliverySettings, Planned, plan
 from services.sensors.simulator.weather import weather_at
 
 CHANNELS = ("integrated", "moving")
-_LEAST_VISIBLE = 0.2  # of an object's box; or, of a big one, this share of the picture
+_LEAST_VISIBLE = 0.12  # of an object's box; or, of a big one, this share of the picture
 _PLAINLY_VISIBLE = 0.015
 
 _RADAR, _CAMERA, _LABELS = 1, 2, 3

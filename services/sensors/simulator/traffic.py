@@ -25,6 +25,7 @@ _STEP_S = 0.02
 _PATH_POINTS = 64
 _KEPT_BLOCKS = 4
 _HALF_LENGTH_M: dict[Kind, float] = {"pedestrian": 0.4, "cyclist": 0.95, "car": 2.2}
+_HALF_WIDTH_M: dict[Kind, float] = {"pedestrian": 0.25, "cyclist": 0.25, "car": 0.9}
 _CLEARANCE_M: dict[Kind, float] = {"pedestrian": 0.5, "cyclist": 0.8, "car": 1.6}
 _TURNING_M: dict[Kind, float] = {"pedestrian": 0.5, "cyclist": 1.6, "car": 3.6}
 _NEAREST_M: dict[Kind, float] = {"pedestrian": 0.0, "cyclist": 0.8, "car": 2.4}  # beyond the site's minimum
@@ -158,9 +159,11 @@ def _make_track(
     rng: np.random.Generator, kind: Kind, start_s: float, site: Site, settings: TrafficSettings
 ) -> Track:
     xy = _path(rng, kind, site)
+    heading = np.unwrap(np.arctan2(np.gradient(xy[:, 1]), np.gradient(xy[:, 0])))
+    seen = _reaches_view(xy, heading, kind=kind, half_rad=radians(site.mount.fov_deg / 2))
+    xy, heading = xy[seen], heading[seen]
     steps = np.diff(xy, axis=0)
     path_m = np.concatenate(([0.0], np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))))
-    heading = np.unwrap(np.arctan2(np.gradient(xy[:, 1]), np.gradient(xy[:, 0])))
     bounds = {"pedestrian": settings.pedestrian_mps, "cyclist": settings.cyclist_mps, "car": settings.car_mps}
     cruise = rng.uniform(*bounds[kind])
     clock, travelled = _timetable(rng, kind, length_m=float(path_m[-1]), cruise_mps=cruise, settings=settings)
@@ -223,6 +226,19 @@ def _path(rng: np.random.Generator, kind: Kind, site: Site) -> Points:
     level = np.linspace(0, 1, _PATH_POINTS)[:, None]
     middle = 0.5 * (low + high)  # straight across, always possible
     return _beyond_edge(middle, -1, half, kind) * (1 - level) + _beyond_edge(middle, 1, half, kind) * level
+
+
+def _reaches_view(xy: Points, heading: Points, *, kind: Kind, half_rad: float) -> slice:
+    """The points from where the road user's outline first reaches into the view until it last does."""
+    ahead = np.stack((np.cos(heading), np.sin(heading)), axis=1)
+    aside = np.stack((-ahead[:, 1], ahead[:, 0]), axis=1)
+    is_in = np.ones(len(xy), bool)
+    for side in (1, -1):
+        off = np.array((side * np.cos(half_rad), -np.sin(half_rad)))
+        reach = _HALF_LENGTH_M[kind] * np.abs(ahead @ off) + _HALF_WIDTH_M[kind] * np.abs(aside @ off)
+        is_in &= xy @ off < 0.8 * reach
+    inside = np.flatnonzero(is_in)
+    return slice(int(inside[0]), int(inside[-1]) + 1)
 
 
 def _beyond_edge(range_m: float, side: int, half_rad: float, kind: Kind) -> Points:
