@@ -13,10 +13,12 @@ from typing import Any, Literal, Self, cast
 import orjson
 import redis
 import redis.asyncio
-from redis.backoff import ExponentialBackoff
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
 
 from services.core import codec
 from services.core.errors import BadFrameError, StreamsError
@@ -30,8 +32,8 @@ EVENTS_MAX_ENTRIES = 2000
 DEAD_MAX_ENTRIES = 1000
 MIN_SERVER = (7, 0)
 
-StreamsLost = (RedisConnectionError, RedisTimeoutError)
-"""What to catch to back off and keep state while the server is away."""
+StreamsLost = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
+"""What to catch to back off and keep state while the server is away, full or read-only."""
 
 
 def stream_key(site: str, kind: str) -> str:
@@ -40,10 +42,18 @@ def stream_key(site: str, kind: str) -> str:
 
 
 def connect(url: str) -> "redis.asyncio.Redis":
-    """An asyncio client that keeps bytes as bytes. Nothing is sent yet. Raises StreamsError for a bad URL."""
+    """An asyncio client that keeps bytes as bytes. Nothing is sent yet. Raises StreamsError for a bad URL.
+
+    It never repeats a command by itself: a read that was repeated after a lost answer would skip the entries of
+    that answer, and only its caller knows.
+    """
     try:
         return redis.asyncio.Redis.from_url(
-            url, socket_connect_timeout=3.0, socket_timeout=15.0, health_check_interval=30
+            url,
+            socket_connect_timeout=3.0,
+            socket_timeout=15.0,
+            health_check_interval=30,
+            retry=AsyncRetry(NoBackoff(), 0),
         )
     except ValueError as error:
         raise StreamsError(f"REDIS_URL is {url!r}: {error}", remedy="use redis://host:port/db") from None
@@ -191,6 +201,9 @@ class Consumer:
             reply = await self._client.xreadgroup(
                 INGEST_GROUP, self._name, cast(dict[Any, Any], wanted), count=count, block=block_ms
             )
+        except StreamsLost:
+            self._fresh = set(self._streams)  # what was delivered into the void is pending: read it again
+            raise
         except ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise
@@ -308,10 +321,7 @@ class EventLog:
 
     def __init__(self, url: str, *, source: str) -> None:
         self._client = redis.Redis.from_url(
-            url,
-            socket_connect_timeout=1.0,
-            socket_timeout=2.0,
-            retry=redis.retry.Retry(ExponentialBackoff(), 0),
+            url, socket_connect_timeout=1.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
         )
         self._source = source
 

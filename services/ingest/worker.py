@@ -68,26 +68,28 @@ class IngestWorker:
         """Work until stopped, or until nothing came for `until_idle_s`: then flush what waits and return."""
         last_frame_s = time.monotonic()
         failures = 0
-        while not self._is_stopping:
-            try:
-                await self._upkeep()
-                if len(self._decided) < _MAX_DECIDED:
-                    deliveries = await self._consumer.read(
-                        count=self._settings.read_count, block_ms=_BLOCK_MS, skip=self._full_streams()
-                    )
-                    if deliveries:
-                        last_frame_s = time.monotonic()
-                    self._take_in(deliveries)
-                    self._decide()
-                    if until_idle_s is not None and time.monotonic() - last_frame_s > until_idle_s:
-                        self._flush()
-                        self.stop()
-                await self._commit_next()
-                failures = 0
-            except (*StreamsLost, StoreError) as error:
-                await self._back_off(error, failures)
-                failures += 1
-        await self._close()
+        try:
+            while not self._is_stopping:
+                try:
+                    await self._upkeep()
+                    if len(self._decided) < _MAX_DECIDED:
+                        deliveries = await self._consumer.read(
+                            count=self._settings.read_count, block_ms=_BLOCK_MS, skip=self._full_streams()
+                        )
+                        if deliveries:
+                            last_frame_s = time.monotonic()
+                        self._take_in(deliveries)
+                        self._decide()
+                        if until_idle_s is not None and time.monotonic() - last_frame_s > until_idle_s:
+                            self._flush()
+                            self.stop()
+                    await self._commit_next()
+                    failures = 0
+                except (*StreamsLost, StoreError) as error:
+                    await self._back_off(error, failures)
+                    failures += 1
+        finally:
+            await self._close()
 
     def _take_in(self, deliveries: Sequence[Delivery]) -> None:
         """Sort deliveries into matchers, the labels of the batch, and the dead letters."""

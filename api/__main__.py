@@ -1,0 +1,81 @@
+"""`python -m api`: the model server as a process."""
+
+import argparse
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.models import LiveModel
+from api.settings import ApiSettings
+from services.core.errors import SettingsError
+from services.core.logs import Log, configure_logs
+
+
+class Server(uvicorn.Server):
+    """Says where it listens, and is not ready from the moment it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, *, live: LiveModel, log: Log) -> None:
+        super().__init__(config)
+        self._live = live
+        self._log = log
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._log.info("listening", url=f"http://{host}:{port}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._live.is_stopping = True
+        super().handle_exit(sig, frame)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; then finish what is in flight and return 0."""
+    parser = argparse.ArgumentParser(prog="python -m api", description="The Echosight model server.")
+    parser.add_argument("--host", help="address to listen on (ECHOSIGHT_API_HOST)")
+    parser.add_argument("--port", type=int, help="port to listen on, 0: any free one (ECHOSIGHT_API_PORT)")
+    given = {
+        f"api_{name}": value for name, value in vars(parser.parse_args(arguments)).items() if value is not None
+    }
+    try:
+        settings = ApiSettings.read(**given)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    log = configure_logs("api", level=settings.log_level, log_format=settings.log_format)
+    app = create_app(settings)
+    server = Server(_uvicorn_config(app, settings), live=app.state.live, log=log)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda *_: None)  # uvicorn raises it once more when it has stopped; then it is over
+    server.run()
+    log.info("stopped")
+    return 0 if server.started else 1
+
+
+def _uvicorn_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        interface="asgi3",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=settings.stop_grace_s,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

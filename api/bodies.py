@@ -1,0 +1,192 @@
+"""What was posted, made into what the model takes. Pure: bytes, a content type and a contract in, arrays out.
+
+A body is one .npy array or a JSON object; anything else is a problem that names the value and the remedy.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from api.npy import MAGIC, read_npy
+from api.problems import (
+    BAD_SITE,
+    NOT_FINITE,
+    UNREADABLE_BODY,
+    WRONG_DTYPE,
+    WRONG_MEDIA_TYPE,
+    WRONG_SHAPE,
+    ProblemError,
+)
+from services.core.errors import BadFrameError
+from services.core.frames import check_site
+from services.core.registry import InputContract
+
+NPY_TYPES = frozenset({"application/x-npy", "application/npy", "application/octet-stream"})
+JSON_TYPE = "application/json"
+FORM_TYPE = "application/x-www-form-urlencoded"
+"""What curl says of any --data-binary: taken as unsaid."""
+
+_REMEDY_TYPE = f"post a .npy array as application/x-npy, or a JSON object as {JSON_TYPE}"
+
+Heatmaps = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """heatmaps: (B, C, R, A) float32, finite, C order. site: "" where none was named. is_batch: how to answer."""
+
+    heatmaps: Heatmaps
+    site: str
+    is_batch: bool
+
+
+def decode(body: bytes, *, content_type: str, query: bytes, contract: InputContract, max_batch: int) -> Posted:
+    """The frames in `body`, checked against `contract`. Raises ProblemError."""
+    if not body:
+        raise ProblemError(UNREADABLE_BODY, "body is empty", remedy=_REMEDY_TYPE)
+    site = site_of(query) if query else ""
+    if _is_json(body, content_type):
+        array, site, is_batch = _read_json(body, site, contract)
+    else:
+        (array, dtype_name), is_batch = read_npy(body), None
+        _check_dtype(dtype_name, contract)
+    heatmaps, has_batch_axis = _as_batch(array, contract, max_batch, is_batch)
+    return Posted(_as_float32(heatmaps), site, has_batch_axis)
+
+
+@functools.lru_cache(maxsize=1024)
+def site_of(query: bytes) -> str:
+    """The site named by a query string, "" if none. Raises ProblemError if it is no name of a site."""
+    try:
+        sites = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=16).get("site", [""])
+    except ValueError:
+        raise ProblemError(
+            BAD_SITE, "query has more than 16 fields", remedy="name one site: ?site=north"
+        ) from None
+    if len(sites) > 1:
+        raise ProblemError(BAD_SITE, f"query names {len(sites)} sites", remedy="name one site: ?site=north")
+    return _checked_site(sites[0])
+
+
+def _checked_site(site: Any) -> str:
+    if site == "":
+        return ""
+    try:
+        return check_site(site if isinstance(site, str) else str(site)[:64] + " (no string)")
+    except BadFrameError as error:
+        raise ProblemError(BAD_SITE, error.what[:120], remedy=error.remedy) from None
+
+
+def _is_json(body: bytes, content_type: str) -> bool:
+    """JSON or .npy, by what the sender says and, where it says nothing, by how the body starts."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type in NPY_TYPES:
+        return False
+    if media_type == JSON_TYPE or media_type.endswith("+json"):
+        return True
+    if media_type in ("", FORM_TYPE):
+        if body.startswith(MAGIC):
+            return False
+        said = "no content type is given, and the body is not .npy"
+        raise ProblemError(WRONG_MEDIA_TYPE, said, remedy=_REMEDY_TYPE)
+    raise ProblemError(WRONG_MEDIA_TYPE, f"content type is {media_type[:80]!r}", remedy=_REMEDY_TYPE)
+
+
+def _read_json(body: bytes, site: str, contract: InputContract) -> tuple[npt.NDArray[Any], str, bool]:
+    """The array, the site, and whether a batch was posted."""
+    remedy = 'send {"heatmap": [[...]], "site": "north"}, or {"heatmaps": [...]} for several'
+    try:
+        posted = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ProblemError(
+            UNREADABLE_BODY,
+            f"JSON is broken at line {error.lineno}, column {error.colno}: {error.msg}",
+            remedy=remedy,
+        ) from None
+    if not isinstance(posted, dict):
+        raise ProblemError(UNREADABLE_BODY, f"JSON is a {type(posted).__name__}, not an object", remedy=remedy)
+    named = _checked_site(posted.get("site", ""))
+    if named and site and named != site:
+        raise ProblemError(BAD_SITE, f"body says {named!r}, query says {site!r}", remedy="name one site")
+    members = [member for member in ("heatmap", "heatmaps") if member in posted]
+    if len(members) != 1:
+        has = ", ".join(map(repr, list(posted)[:8])) or "no members"
+        raise ProblemError(UNREADABLE_BODY, f"JSON object has {has[:120]}", remedy=remedy)
+    member = members[0]
+    return _array_of(posted[member], member, contract), named or site, member == "heatmaps"
+
+
+def _array_of(nested: Any, member: str, contract: InputContract) -> npt.NDArray[np.float32]:
+    leaf = nested
+    while isinstance(leaf, list) and leaf:
+        leaf = leaf[0]
+    if not isinstance(nested, list) or not isinstance(leaf, int | float | list):
+        raise ProblemError(
+            WRONG_DTYPE, f"{member} holds {str(leaf)[:40]!r}", remedy="send nested lists of numbers"
+        )
+    try:
+        with np.errstate(all="ignore"):  # what overflows becomes infinite, and is counted as such
+            return np.array(nested, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ProblemError(
+            WRONG_SHAPE,
+            f"{member} is no regular array of numbers: {str(error)[:160]}",
+            remedy=f"make every row equally long, {_shape_text(contract)} in all",
+        ) from None
+
+
+def _check_dtype(name: str, contract: InputContract) -> None:
+    if name not in contract.dtypes:
+        raise ProblemError(
+            WRONG_DTYPE,
+            f"heatmap dtype is {name}",
+            remedy=f"send one of {', '.join(contract.dtypes)}: heatmap.astype(numpy.{contract.dtypes[0]})",
+        )
+
+
+def _as_batch(
+    array: npt.NDArray[Any], contract: InputContract, max_batch: int, is_batch: bool | None
+) -> tuple[npt.NDArray[Any], bool]:
+    """`array` as (B, C, R, A), and whether it came as a batch. is_batch None: let the dimensions say it."""
+    shape, (channels, num_range, num_azimuth) = array.shape, contract.shape
+    num_dims = array.ndim if not is_batch else array.ndim - 1  # of one frame
+    if is_batch is None and num_dims == 4:
+        is_batch, num_dims = True, 3
+    one = array.shape[1:] if is_batch else array.shape
+    fits = one == contract.shape or (channels == 1 and num_dims == 2 and one == (num_range, num_azimuth))
+    if not fits:
+        what = f"heatmap shape is {shape}"
+        if len(one) == 3 and one[1:] == contract.shape[1:]:
+            named = f" ({', '.join(contract.channels)})" if contract.channels else ""
+            what = f"heatmap has {one[0]} channels, the model takes {channels}{named}; its shape is {shape}"
+        raise ProblemError(WRONG_SHAPE, what, remedy=f"send {_shape_text(contract)}")
+    num_frames = shape[0] if is_batch else 1
+    if not 1 <= num_frames <= max_batch:
+        raise ProblemError(
+            WRONG_SHAPE, f"batch has {num_frames} frames", remedy=f"send 1 to {max_batch} in one request"
+        )
+    return array.reshape(num_frames, *contract.shape), bool(is_batch)
+
+
+def _as_float32(heatmaps: npt.NDArray[Any]) -> Heatmaps:
+    """A C-ordered, little-endian float32 array, checked to be finite. No copy where it is one already."""
+    if heatmaps.dtype.kind == "f" and not np.isfinite(heatmaps).all():
+        num_bad = int(np.count_nonzero(~np.isfinite(heatmaps)))
+        raise ProblemError(
+            NOT_FINITE,
+            f"{num_bad} of {heatmaps.size} values are NaN or infinite",
+            remedy="replace them before posting, by the noise floor for instance",
+        )
+    return np.ascontiguousarray(heatmaps, dtype=np.float32)
+
+
+def _shape_text(contract: InputContract) -> str:
+    channels, num_range, num_azimuth = contract.shape
+    one = f"({channels}, {num_range}, {num_azimuth})"
+    short = f"({num_range}, {num_azimuth}) or " if channels == 1 else ""
+    return f"{short}{one} for one frame, (batch, {channels}, {num_range}, {num_azimuth}) for several"

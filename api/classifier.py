@@ -1,0 +1,134 @@
+"""One exported model in onnxruntime: load it, warm it and see that it answers well, then predict.
+
+Inputs of the graph: heatmap (B, C, R, A) float32, raw; site (B,) int64, an index into the manifest's sites.
+Outputs: probabilities (B, classes) float32; embedding (B, D) float32.
+"""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from services.core.errors import ExportError
+from services.core.registry import Manifest
+
+Probabilities = npt.NDArray[np.float32]
+
+INPUTS = ("heatmap", "site")
+OUTPUTS = ("probabilities", "embedding")
+MAX_SUM_ERROR = 1e-3
+_WARM_CALLS = 5
+
+ort.set_default_logger_severity(4)  # what fails is raised as well
+
+
+class Classifier:
+    """A model version that has answered. Calls from several threads at a time are fine."""
+
+    def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.version = manifest.version
+        self.contract = manifest.input
+        self.classes = manifest.classes
+        self.frame_ms = 0.0
+        """Median time of a call with one frame; known once it is warm."""
+        self._run = session.run
+        self._site_index = {site: index for index, site in enumerate(manifest.sites) if site}
+        self._one_site = [np.array([index], dtype=np.int64) for index in range(max(1, len(manifest.sites)))]
+
+    @classmethod
+    def load(cls, model: Path, manifest: Manifest) -> Self:
+        """Load `model` and warm it. Takes as long as it takes: never on the request path.
+
+        Raises ExportError if the graph does not load, breaks the contract or answers badly.
+        """
+        try:
+            session = ort.InferenceSession(str(model), _session_options(), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors have no common class
+            raise ExportError(
+                f"{model} does not load: {_first_line(error)}", remedy="export the version again"
+            ) from None
+        _check_names(session, model)
+        classifier = cls(session, manifest)
+        classifier._warm()
+        return classifier
+
+    def site(self, name: str) -> tuple[int, bool]:
+        """The graph's index of a site, and whether it is known. Index 0 is any other site."""
+        index = self._site_index.get(name)
+        return (0, False) if index is None else (index, True)
+
+    def predict(self, heatmaps: npt.NDArray[np.float32], site_index: int) -> Probabilities:
+        """Class probabilities. heatmaps: (B, C, R, A) float32, raw. returns: (B, classes) float32."""
+        num_frames = len(heatmaps)
+        one = self._one_site[site_index]
+        sites = one if num_frames == 1 else np.repeat(one, num_frames)
+        answer: Probabilities = self._run(["probabilities"], {"heatmap": heatmaps, "site": sites})[0]
+        return answer
+
+    def _warm(self) -> None:
+        """Answer probes of one and of two frames, and time them. Raises ExportError for a bad answer."""
+        rng = np.random.default_rng(0)
+        last_site = len(self._one_site) - 1
+        for num_frames in (2, 1):
+            shape = (num_frames, *self.contract.shape)
+            probe = rng.uniform(-100.0, 100.0, size=shape).astype(np.float32)  # dB and counts both lie within
+            for heatmaps, site_index in ((np.zeros_like(probe), 0), (probe, last_site)):
+                self._probe(heatmaps, site_index)
+        times_ns = []
+        for _ in range(_WARM_CALLS):
+            started_ns = time.perf_counter_ns()
+            self.predict(probe, 0)
+            times_ns.append(time.perf_counter_ns() - started_ns)
+        self.frame_ms = statistics.median(times_ns) / 1e6
+
+    def _probe(self, heatmaps: npt.NDArray[np.float32], site_index: int) -> None:
+        num_frames = len(heatmaps)
+        sites = np.full(num_frames, site_index, dtype=np.int64)
+        try:
+            outputs: list[Any] = self._run(list(OUTPUTS), {"heatmap": heatmaps, "site": sites})
+        except Exception as error:  # as above
+            raise self._bad(f"fails on {num_frames} frames: {_first_line(error)}") from None
+        probabilities, embedding = outputs
+        wanted = (num_frames, len(self.classes))
+        if probabilities.shape != wanted or probabilities.dtype != np.float32:
+            got = f"{probabilities.shape} {probabilities.dtype.name}"
+            raise self._bad(f"probabilities are {got}, expected {wanted} float32")
+        if embedding.ndim != 2 or len(embedding) != num_frames:
+            raise self._bad(f"embedding is {embedding.shape}, expected ({num_frames}, D)")
+        if not (np.isfinite(probabilities).all() and np.isfinite(embedding).all()):
+            raise self._bad("answers NaN or infinity to a finite heatmap")
+        sums = probabilities.sum(axis=1)
+        if np.abs(sums - 1.0).max() > MAX_SUM_ERROR or probabilities.min() < 0.0:
+            raise self._bad(f"probabilities sum to {float(sums[np.abs(sums - 1.0).argmax()]):.4f}, expected 1")
+
+    def _bad(self, what: str) -> ExportError:
+        return ExportError(f"model {self.version} {what}", remedy="look at the checkpoint and export it again")
+
+
+def _session_options() -> ort.SessionOptions:
+    """One thread a call: small nets scale by calls at a time, not by threads within a call."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return options
+
+
+def _check_names(session: ort.InferenceSession, model: Path) -> None:
+    inputs = {node.name for node in session.get_inputs()}
+    outputs = {node.name for node in session.get_outputs()}
+    if inputs != set(INPUTS) or not outputs.issuperset(OUTPUTS):
+        raise ExportError(
+            f"{model} takes {sorted(inputs)} and gives {sorted(outputs)}",
+            remedy=f"export it with inputs {', '.join(INPUTS)} and outputs {', '.join(OUTPUTS)}",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

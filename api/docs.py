@@ -1,0 +1,65 @@
+"""GET /docs: the OpenAPI schema as one plain page, made here: it opens beside a basestation without a network.
+
+Swagger's page, which loads its scripts from a CDN, is at /swagger for who is online.
+"""
+
+from html import escape
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from starlette.responses import HTMLResponse
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; color: #1a2430 }
+pre, code { background: #f2f4f7; border-radius: 4px } pre { padding: .7em; overflow: auto }
+h2 { border-top: 1px solid #d5dae1; padding-top: 1rem } td { padding: .1rem 1rem .1rem 0; vertical-align: top }
+"""
+
+
+def add_docs(app: FastAPI) -> None:
+    """Serve the page at /docs."""
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(render(app.openapi()))
+
+
+def render(schema: dict[str, Any]) -> str:
+    """The page for an OpenAPI schema, all of its text escaped."""
+    info = schema["info"]
+    operations = [
+        _operation(method, path, operation)
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+    ]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(info['title'])} API</title>"
+        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
+        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info.get('summary', ''))}"
+        "<p>For machines: <a href=/openapi.json>/openapi.json</a>. To try requests, when online: "
+        f"<a href=/swagger>/swagger</a>.{''.join(operations)}</html>"
+    )
+
+
+def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
+    bodies = operation.get("requestBody", {}).get("content", {})
+    answers = "".join(
+        f"<tr><td><code>{escape(status)}</code><td>{escape(answer['description'])}"
+        f"<td>{escape(', '.join(answer.get('content', {})))}"
+        for status, answer in operation["responses"].items()
+    )
+    description = f"<pre>{escape(operation['description'])}</pre>" if "description" in operation else ""
+    body = "".join(f"<p>Body: <code>{escape(name)}</code>{_examples(content)}" for name, content in bodies.items())
+    example = "".join(_examples(content) for content in operation["responses"]["200"].get("content", {}).values())
+    return (
+        f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation.get('summary', ''))}"
+        f"{description}{body}<p>Answers:<table>{answers}</table>{example}"
+    )
+
+
+def _examples(content: dict[str, Any]) -> str:
+    values = [example["value"] for example in content.get("examples", {}).values()]
+    return "".join(
+        f"<pre>{escape(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())}</pre>" for value in values
+    )

@@ -1,0 +1,104 @@
+"""Runs the export of a version as a child process, so that this one never holds torch.
+
+The child attaches model.onnx and its parity to the version; its exit status says whether the model may be
+trusted, the last line of its stderr why not. It runs at low priority, with few threads, and dies with us.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.core.errors import ExportError
+from services.core.logs import logger
+
+DEFAULT_COMMAND = (sys.executable, "-m", "trainer.export")
+NICENESS = 10
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_KEPT_LINES = 20
+
+
+class ExportKilledError(ExportError):
+    """The child was ended by a signal from outside, which says nothing about the model."""
+
+
+class Exporter:
+    """Exports versions of one model, one at a time."""
+
+    def __init__(
+        self,
+        command: Sequence[str] = DEFAULT_COMMAND,
+        *,
+        registry_dir: Path,
+        name: str,
+        store_dir: Path,
+        timeout_s: float,
+        threads: int,
+    ) -> None:
+        self._command = tuple(command)
+        self._registry_dir = registry_dir
+        self._name = name
+        self._store_dir = store_dir
+        self._timeout_s = timeout_s
+        self._environment = os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads))
+
+    async def export(self, version: int) -> None:
+        """Raises ExportError with the child's last words if it fails or takes too long; cancelled, it kills it."""
+        child = await asyncio.create_subprocess_exec(
+            *self._command,
+            *("--registry-dir", str(self._registry_dir)),
+            *("--name", self._name),
+            *("--version", str(version)),
+            *("--store-dir", str(self._store_dir)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment,
+            start_new_session=True,  # a Ctrl-C is for us; we end the child ourselves
+        )
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, child.pid, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+        lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                assert child.stderr is not None
+                await _read_lines(child.stderr, lines)
+                status = await child.wait()
+        except TimeoutError:
+            raise ExportError(
+                f"export of version {version} took longer than {self._timeout_s:g} s",
+                remedy="raise ECHOSIGHT_EXPORT_TIMEOUT_S",
+            ) from None
+        finally:
+            await _kill(child)
+        if status < 0:
+            name = signal.Signals(-status).name
+            raise ExportKilledError(
+                f"export of version {version} was ended by {name}", remedy="look for who did it"
+            )
+        if status > 0:
+            logger("api").warning("export failed", version=version, status=status, stderr="\n".join(lines))
+            last = lines[-1] if lines else f"exit status {status} and no word"
+            raise ExportError(last[:500])
+
+
+async def _read_lines(stream: asyncio.StreamReader, lines: deque[str]) -> None:
+    """All lines that hold something, until the child closes its end. Its longest are cut."""
+    rest = b""
+    while chunk := await stream.read(8192):
+        *whole, rest = (rest + chunk).split(b"\n")
+        lines.extend(text for line in whole if (text := line.decode(errors="replace").strip()))
+        rest = rest[-8192:]
+    if rest.strip():
+        lines.append(rest.decode(errors="replace").strip())
+
+
+async def _kill(child: asyncio.subprocess.Process) -> None:
+    """End the child and all that it started, and collect it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    await child.wait()

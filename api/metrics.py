@@ -1,0 +1,52 @@
+"""What the model server counts, for Prometheus. One registry an app, so that several can live in one process."""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """The counters of one app."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._requests = Counter(
+            "echosight_api_requests", "Answered HTTP requests by status", ["status"], registry=self.registry
+        )
+        self._by_status: dict[int, Counter] = {}
+        self.inference_s = Histogram(
+            "echosight_api_inference_seconds",
+            "Time in the model of one call, whatever its batch",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.frames = Counter("echosight_api_frames", "Heatmaps classified", registry=self.registry)
+        self.live_version = Gauge(
+            "echosight_api_live_model_version", "Version that answers; 0: none yet", registry=self.registry
+        )
+        self.swaps = Counter("echosight_api_model_swaps", "Models that went live", registry=self.registry)
+        self.refusals = Counter(
+            "echosight_api_export_refusals", "Versions that were refused", registry=self.registry
+        )
+        self.num_requests = 0
+
+    def count_request(self, status: int) -> None:
+        self.num_requests += 1
+        counter = self._by_status.get(status)
+        if counter is None:
+            counter = self._by_status[status] = self._requests.labels(str(status))
+        counter.inc()
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,197 @@
+"""Watches the registry and makes the right version live: new candidates, and a champion moved by somebody else.
+
+The order is the correctness: export -> load and warm (off the request path) -> swap -> promote. Whatever fails
+before the swap leaves the live model alone. It does not know HTTP.
+"""
+
+import asyncio
+import time
+
+from api.classifier import Classifier
+from api.events import Events
+from api.exporter import Exporter, ExportKilledError
+from api.metrics import Metrics
+from api.models import LiveModel
+from services.core.errors import EchosightError, ExportError
+from services.core.logs import logger
+from services.core.registry import MODEL_FILE, Registry
+
+ACTOR = "api"
+MAX_KILLED_EXPORTS = 3
+RETRY_POLLS = 10
+"""After so many polls a version that did not load is tried again."""
+
+
+class Promoter:
+    """The one task that changes which model is live."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        exporter: Exporter,
+        *,
+        live: LiveModel,
+        metrics: Metrics,
+        events: Events,
+        poll_interval_s: float,
+    ) -> None:
+        self._registry = registry
+        self._exporter = exporter
+        self._live = live
+        self._metrics = metrics
+        self._events = events
+        self._poll_interval_s = poll_interval_s
+        self._unpromoted = 0  # the version that is live though the registry could not be told yet
+        self._retry_at: dict[int, float] = {}  # monotonic seconds
+        self._log = logger(ACTOR)
+
+    async def run(self) -> None:
+        """Until cancelled. A registry that cannot be read or written is tried again."""
+        while True:
+            try:
+                await self.step()
+            except (EchosightError, OSError) as error:
+                self._log.warning("registry trouble", error=str(error))
+                if self._live.current is None:
+                    self._live.waiting_for = f"the registry: {error}"
+            except Exception as error:  # never stop following the registry; the live model answers meanwhile
+                self._log.error("promoter failed", exc_info=error)
+            await asyncio.sleep(self._poll_interval_s)
+
+    async def step(self) -> None:
+        """One look into the registry, and all that follows from it."""
+        aliases = await asyncio.to_thread(self._registry.aliases)
+        champion, candidate = aliases.get("champion"), aliases.get("candidate")
+        if champion is None and candidate is None:
+            self._live.waiting_for = f"the trainer to publish a first version of {self._registry.name}"
+        if champion is not None and self._live.version not in (champion, self._unpromoted):
+            await self._follow(champion, aliases.get("previous"))
+        if (
+            candidate is not None
+            and candidate > (champion or 0)
+            and await asyncio.to_thread(self._is_new, candidate)
+        ):
+            await self._advance(candidate)
+
+    async def _follow(self, champion: int, previous: int | None) -> None:
+        """Serve what the registry says. Until that works, what is live stays; from nothing, `previous` serves."""
+        if await self._is_exported(champion) and await self._try_serve(champion):
+            return
+        if self._live.current is None and previous is not None and await self._is_exported(previous):
+            await self._try_serve(previous)
+        if not await self._is_exported(champion) and await asyncio.to_thread(self._may_export, champion):
+            try:
+                await self._export(champion)
+            except ExportError as error:
+                await self._refuse(champion, error)
+                return
+            await self._try_serve(champion)
+
+    async def _advance(self, candidate: int) -> None:
+        """1. export, 2. load and warm, 3. swap, 4. promote; a failure of 1 or 2 refuses the version."""
+        if self._live.version != candidate:
+            try:
+                if not await self._is_exported(candidate):
+                    await self._export(candidate)
+                classifier = await self._load(candidate)
+            except EchosightError as error:
+                await self._refuse(candidate, error)
+                return
+            self._unpromoted = candidate
+            self._swap(classifier)
+        why = "exported, warmed and answering well"
+        await asyncio.to_thread(self._registry.promote, candidate, by=ACTOR, why=why)
+        self._unpromoted = 0
+        await self._announce(why)
+
+    async def _try_serve(self, version: int) -> bool:
+        """Load and swap in a version that the registry names; what does not load is left alone for a while."""
+        if self._retry_at.get(version, 0.0) > time.monotonic():
+            return False
+        try:
+            classifier = await self._load(version)
+        except EchosightError as error:
+            if version not in self._retry_at:
+                self._log.error("model does not load", version=version, error=str(error))
+                await self._events.emit("model_refused", version=version, why=error.what)
+            self._retry_at[version] = time.monotonic() + RETRY_POLLS * self._poll_interval_s
+            if self._live.current is None:
+                self._live.waiting_for = f"a model that loads: {error.what}"
+            return False
+        self._retry_at.pop(version, None)
+        self._swap(classifier)
+        await self._announce("the registry names it")
+        return True
+
+    async def _export(self, version: int) -> None:
+        if self._live.current is None:
+            self._live.waiting_for = f"the export of version {version}"
+        self._log.info("exporting", version=version)
+        started_s = time.monotonic()
+        for attempt in range(1, MAX_KILLED_EXPORTS + 1):
+            try:
+                await self._exporter.export(version)
+                break
+            except ExportKilledError:
+                if attempt == MAX_KILLED_EXPORTS:
+                    raise
+                self._log.warning("export was killed; trying again", version=version)
+        if not await self._is_exported(version):
+            raise ExportError(f"export of version {version} left no {MODEL_FILE} with its parity")
+        self._log.info("exported", version=version, seconds=round(time.monotonic() - started_s, 1))
+
+    async def _load(self, version: int) -> Classifier:
+        """A warm classifier, made on a thread. Raises ExportError or RegistryError."""
+        if self._live.current is None:
+            self._live.waiting_for = f"version {version} to load and warm up"
+        manifest = await asyncio.to_thread(self._registry.manifest, version)
+        return await asyncio.to_thread(Classifier.load, self._registry.path(version) / MODEL_FILE, manifest)
+
+    def _swap(self, classifier: Classifier) -> None:
+        self._live.swap(classifier)
+        self._metrics.swaps.inc()
+        self._metrics.live_version.set(classifier.version)
+
+    async def _announce(self, why: str) -> None:
+        model = self._live.current
+        assert model is not None
+        frame_ms = round(model.frame_ms, 3)
+        self._log.info("model live", version=model.version, frame_ms=frame_ms, why=why)
+        await self._events.emit(
+            "model_live", version=model.version, why=why, frame_ms=frame_ms, metrics=model.manifest.metrics
+        )
+
+    async def _refuse(self, version: int, error: EchosightError) -> None:
+        if not await asyncio.to_thread(self._is_there, version):
+            return  # pruned under our hands: nothing is left to refuse
+        self._metrics.refusals.inc()
+        self._log.warning("version refused", version=version, why=error.what)
+        await asyncio.to_thread(self._registry.refuse, version, by=ACTOR, why=error.what)
+        await self._events.emit("model_refused", version=version, why=error.what)
+        if self._live.current is None:
+            self._live.waiting_for = f"another version: {version} was refused: {error.what}"
+
+    async def _is_exported(self, version: int) -> bool:
+        """There is a graph, and a manifest that vouches for it."""
+
+        def look() -> bool:
+            try:
+                has_model = (self._registry.path(version) / MODEL_FILE).is_file()
+                return has_model and self._registry.manifest(version).parity is not None
+            except EchosightError:  # gone or damaged: whoever asks finds another version or says so
+                return False
+
+        return await asyncio.to_thread(look)
+
+    def _is_new(self, version: int) -> bool:
+        """Never refused, and never champion before: a version that somebody rolled back stays down."""
+        return self._is_there(version) and not any(
+            version in (row["moved"].get("refused"), row["moved"].get("champion"))
+            for row in self._registry.history()
+        )
+
+    def _may_export(self, version: int) -> bool:
+        return self._is_there(version) and version not in self._registry.refused()
+
+    def _is_there(self, version: int) -> bool:
+        return version in self._registry.versions()

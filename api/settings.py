@@ -1,0 +1,40 @@
+"""What the model server can be told. Built once, in `__main__`."""
+
+from pydantic import Field
+
+from services.core.settings import CoreSettings
+
+
+class ApiSettings(CoreSettings):
+    """Settings of `python -m api`."""
+
+    api_host: str = Field(default="127.0.0.1", description="address that the API listens on; 0.0.0.0: every one")
+    api_port: int = Field(
+        default=8000, ge=0, le=65535, description="port that the API listens on; 0: any free one"
+    )
+    max_body_bytes: int = Field(
+        default=16 * 1024 * 1024, ge=1024, description="largest request body that the API reads"
+    )
+    max_batch: int = Field(default=64, ge=1, le=4096, description="most frames in one request")
+    body_timeout_s: float = Field(default=30.0, gt=0, description="how long a client may take to send its body")
+    poll_interval_s: float = Field(
+        default=2.0, gt=0, description="how often the API looks for a new or another model in the registry"
+    )
+    export_timeout_s: float = Field(
+        default=600.0, gt=0, description="how long one export may take before its version is refused"
+    )
+    export_threads: int = Field(
+        default=1, ge=1, description="threads of the export child, which runs at low priority beside the serving"
+    )
+    inference_threads: int = Field(
+        default=0, ge=0, description="model calls at a time; 0: as many as the cgroup and the affinity give cores"
+    )
+    in_loop_below_ms: float = Field(
+        default=0.5, ge=0, description="a model call faster than this runs in the event loop, without a thread"
+    )
+    events_interval_s: float = Field(
+        default=5.0, gt=0, description="how often the API publishes its counters as an event, with redis_url"
+    )
+    stop_grace_s: int = Field(
+        default=20, ge=1, description="how long requests in flight may take to finish when the API is stopped"
+    )

@@ -1,0 +1,343 @@
+"""POST /v1/classify against LitServe, on the same ONNX models, in one run: python benchmarks/serve.py
+
+Every server is its own process; so is the client, which speaks HTTP over raw keep-alive sockets. Rounds of load go
+to the servers in turn, and the medians over rounds are compared. Each row names the body that it sends.
+"""
+
+import argparse
+import asyncio
+import base64
+import functools
+import io
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import litserve
+import numpy as np
+import onnxruntime as ort
+import orjson
+import uvloop
+from serve_models import CLASSES, SHAPE, default_model, publish, tiny_model
+
+LITSERVE = {"LitServe": (), "LitServe zmq": ("--fast-queue",)}
+"""Its two ways to hand requests to its worker; the faster one counts."""
+WARM_S = 0.5
+TARGET_RATIO = 4.0
+TARGET_RSS_MIB = 300
+
+
+# The reference: LitServe as its documentation shows it, with the same work and the same answer.
+
+
+class LitClassifier(litserve.LitAPI):  # type: ignore[misc]
+    """Base64 in JSON: the smallest body that LitServe hands over without its form parser."""
+
+    def setup(self, device: str) -> None:  # noqa: ARG002
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.session = ort.InferenceSession(os.environ["BENCHMARK_MODEL"], options)
+        self.site = np.zeros(1, dtype=np.int64)
+
+    def decode_request(self, request: dict[str, Any]) -> np.ndarray:
+        heatmap = np.frombuffer(base64.b64decode(request["heatmap"]), dtype=np.float32)
+        return heatmap.reshape(1, *request["shape"])
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        probabilities: np.ndarray = self.session.run(["probabilities"], {"heatmap": x, "site": self.site})[0]
+        return np.asarray(probabilities[0])
+
+    def encode_response(self, output: np.ndarray) -> dict[str, Any]:
+        row = output.tolist()
+        return {
+            "label": CLASSES[row.index(max(row))],
+            "probabilities": dict(zip(CLASSES, row, strict=True)),
+            "model": {"name": "radar", "version": 1},
+        }
+
+
+def serve_with_litserve(port: int, *, fast_queue: bool) -> None:
+    server = litserve.LitServer(LitClassifier(api_path="/predict"), accelerator="cpu", fast_queue=fast_queue)
+    server.run(host="127.0.0.1", port=port, log_level="error", generate_client_file=False, access_log=False)
+
+
+# The client.
+
+
+class Connection(asyncio.Protocol):
+    """One client: posts, waits for the whole answer, posts again, until it is told to end."""
+
+    def __init__(self, request: bytes, seconds: list[float], ended: asyncio.Event) -> None:
+        self._request = request
+        self._seconds = seconds
+        self._ended = ended
+        self._answer = b""
+        self.is_over = False
+        self.refusal = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        self._post()
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        head, found, body = self._answer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        start = head.lower().index(b"content-length:") + 15
+        if len(body) < int(head[start:].split(b"\r\n", 1)[0]):
+            return
+        if not head.startswith(b"HTTP/1.1 200"):
+            self.refusal = self._answer[:500]
+            self._transport.close()
+            return
+        self._seconds.append(time.perf_counter() - self._posted_at_s)
+        if self.is_over:
+            self._transport.close()
+        else:
+            self._post()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._ended.set()
+
+    def _post(self) -> None:
+        self._answer = b""
+        self._posted_at_s = time.perf_counter()
+        self._transport.write(self._request)
+
+
+async def post_for(port: int, request: bytes, *, seconds: float, num_clients: int) -> dict[str, float]:
+    """Requests per second and latencies of `num_clients` that post without a pause."""
+    loop = asyncio.get_running_loop()
+    latencies_s: list[float] = []
+    connections, ends = [], []
+    for _ in range(num_clients):
+        ended = asyncio.Event()
+        connection = Connection(request, latencies_s, ended)
+        await loop.create_connection(functools.partial(_same, connection), "127.0.0.1", port)
+        connections.append(connection)
+        ends.append(ended)
+    await asyncio.sleep(WARM_S)
+    latencies_s.clear()
+    started_s = time.perf_counter()
+    await asyncio.sleep(seconds)
+    elapsed_s, measured_s = time.perf_counter() - started_s, sorted(latencies_s)
+    for connection in connections:
+        connection.is_over = True
+    await asyncio.wait_for(asyncio.gather(*(ended.wait() for ended in ends)), timeout=60.0)
+    refusals = [connection.refusal for connection in connections if connection.refusal]
+    if refusals or not measured_s:
+        raise RuntimeError(f"server answered {(refusals or [b'nothing'])[0]!r}")
+    return {
+        "requests_per_s": len(measured_s) / elapsed_s,
+        "p50_ms": 1e3 * measured_s[len(measured_s) // 2],
+        "p99_ms": 1e3 * measured_s[int(0.99 * (len(measured_s) - 1))],
+    }
+
+
+def _same(connection: Connection) -> Connection:
+    return connection
+
+
+# The comparison.
+
+
+@dataclass(frozen=True)
+class Row:
+    """One server with one body."""
+
+    server: str
+    body: str
+    port: int
+    request: bytes
+
+
+def requests_for(api_port: int, litserve_ports: dict[str, int]) -> list[Row]:
+    heatmap = np.random.default_rng(1).normal(-60.0, 8.0, size=SHAPE).astype(np.float32)
+    npy = io.BytesIO()
+    np.save(npy, heatmap)
+    nested = orjson.dumps({"heatmap": heatmap.tolist()})
+    packed = orjson.dumps({"heatmap": base64.b64encode(heatmap.tobytes()).decode(), "shape": SHAPE})
+    return [
+        Row("echosight", ".npy", api_port, _request("/v1/classify", "application/x-npy", npy.getvalue())),
+        Row("echosight", "JSON list", api_port, _request("/v1/classify", "application/json", nested)),
+        *(
+            Row(name, "base64 in JSON", port, _request("/predict", "application/json", packed))
+            for name, port in litserve_ports.items()
+        ),
+    ]
+
+
+def _request(path: str, content_type: str, body: bytes) -> bytes:
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+@contextmanager
+def process(*command: str, health: str, environment: dict[str, str]) -> Iterator[int]:
+    """A server until the block ends, once `health` answers 200. Yields its process id."""
+    child = subprocess.Popen(
+        [sys.executable, *command], env=os.environ | environment, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline_s = time.monotonic() + 60.0
+        while not _answers(health):
+            if child.poll() is not None or time.monotonic() > deadline_s:
+                raise RuntimeError(f"{' '.join(command)} did not come up at {health}")
+            time.sleep(0.1)
+        yield child.pid
+    finally:
+        child.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=15.0)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # LitServe's workers too
+        child.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2.0) as reply:  # noqa: S310
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def rss_mib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def compare(name: str, model: bytes, options: argparse.Namespace) -> dict[str, Any]:
+    """All rows for one model: medians over rounds in which every row has its turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = publish(Path(folder), model)
+        api_port, ports = free_port(), {name: free_port() for name in LITSERVE}
+        with ExitStack() as stack:
+            api_pid = stack.enter_context(
+                process(
+                    *("-m", "api", "--port", str(api_port)),
+                    health=f"http://127.0.0.1:{api_port}/readyz",
+                    environment={"ECHOSIGHT_DATA_DIR": folder, "REDIS_URL": "", "ECHOSIGHT_LOG_LEVEL": "warning"},
+                )
+            )
+            for reference_name, port in ports.items():
+                reference = process(
+                    *(__file__, "--litserve-port", str(port), *LITSERVE[reference_name]),
+                    health=f"http://127.0.0.1:{port}/health",
+                    environment={"BENCHMARK_MODEL": str(path)},
+                )
+                stack.enter_context(reference)
+            rows = requests_for(api_port, ports)
+            rounds: list[list[dict[str, float]]] = [[] for _ in rows]
+            for _ in range(options.rounds):
+                for results, row in zip(rounds, rows, strict=True):
+                    results.append(_load(row, options))
+            rss = rss_mib(api_pid)
+        bare_ms = _bare_ms(path)
+    medians: list[dict[str, Any]] = [
+        {"server": row.server, "body": row.body}
+        | {key: statistics.median(result[key] for result in results) for key in results[0]}
+        for row, results in zip(rows, rounds, strict=True)
+    ]
+    rates = [median["requests_per_s"] for median in medians]
+    return {
+        "model": name,
+        "rows": medians,
+        "npy_over_litserve": rates[0] / max(rates[-len(LITSERVE) :]),
+        "api_rss_mib": rss,
+        "bare_onnxruntime_ms": bare_ms,
+    }
+
+
+def _load(row: Row, options: argparse.Namespace) -> dict[str, float]:
+    """One round against one row, from a process of its own."""
+    command = [sys.executable, __file__, "--client-port", str(row.port)]
+    command += ["--seconds", str(options.seconds), "--clients", str(options.clients)]
+    done = subprocess.run(command, input=row.request, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{row.server} with {row.body}: {done.stderr.decode()[-800:]}")
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def _bare_ms(path: Path) -> float:
+    """One frame in a bare onnxruntime loop of one thread, median."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(str(path), options)
+    feed = {"heatmap": np.zeros((1, *SHAPE), np.float32), "site": np.zeros(1, np.int64)}
+    times_ms = []
+    for _ in range(200):
+        started_s = time.perf_counter()
+        session.run(["probabilities"], feed)
+        times_ms.append(1e3 * (time.perf_counter() - started_s))
+    return statistics.median(times_ms)
+
+
+def _print(result: dict[str, Any], num_clients: int) -> None:
+    print(f"\n{result['model']}, {SHAPE} float32, {num_clients} clients; ", end="")
+    print(f"bare onnxruntime, 1 thread: {result['bare_onnxruntime_ms']:.3f} ms a frame")
+    print(f"  {'server':14}{'body':16}{'requests/s':>11}{'p50 ms':>9}{'p99 ms':>9}")
+    for row in result["rows"]:
+        rate = f"{row['requests_per_s']:>11,.0f}"
+        print(f"  {row['server']:14}{row['body']:16}{rate}{row['p50_ms']:>9.2f}{row['p99_ms']:>9.2f}")
+    print(f"  .npy over LitServe: {result['npy_over_litserve']:.1f}x; API process {result['api_rss_mib']:.0f} MiB")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of load to each server (5)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="measured seconds a round (2)")
+    parser.add_argument("--clients", type=int, default=8, help="clients at a time (8)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--client-port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--litserve-port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--fast-queue", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.litserve_port:
+        serve_with_litserve(options.litserve_port, fast_queue=options.fast_queue)
+        return 0
+    if options.client_port:
+        request = sys.stdin.buffer.read()
+        load = post_for(options.client_port, request, seconds=options.seconds, num_clients=options.clients)
+        print(json.dumps(uvloop.run(load)))
+        return 0
+    results = [
+        compare("tiny model", tiny_model(), options),
+        compare("default-sized model", default_model(), options),
+    ]
+    tiny, default = results
+    is_met = tiny["npy_over_litserve"] >= TARGET_RATIO and default["api_rss_mib"] <= TARGET_RSS_MIB
+    if options.json:
+        print(orjson.dumps({"results": results, "targets_met": is_met}, option=orjson.OPT_INDENT_2).decode())
+    else:
+        for result in results:
+            _print(result, options.clients)
+        print(f"\ntargets (>= {TARGET_RATIO:g}x, <= {TARGET_RSS_MIB} MiB): {'met' if is_met else 'MISSED'}")
+    return 0 if is_met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""The HTTP surface: answers, problems, probes, metrics, schema."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.cores import available_cores
+from api.problems import KINDS
+from tests.api.tiny import (
+    CLASSES,
+    SHAPE,
+    heatmap,
+    npy,
+    probability_of,
+    publish,
+    publish_champion,
+    registry_of,
+    serving,
+    until,
+)
+
+NPY = {"content-type": "application/x-npy"}
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    publish_champion(registry_of(tmp_path))
+    async with serving(tmp_path, max_body_bytes=4096, max_batch=8, body_timeout_s=0.2) as (app, client):
+        await until(lambda: app.state.live.is_ready)
+        yield client
+
+
+async def test_one_frame_gets_label_probabilities_model_site_and_timing(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/classify?site=north", content=npy(heatmap()), headers=NPY)
+    content = answer.json()
+    assert answer.status_code == 200
+    assert tuple(content["probabilities"]) == CLASSES
+    assert content["probabilities"]["empty"] == pytest.approx(probability_of(1, site=1), abs=1e-6)
+    assert content["label"] in CLASSES[1:]
+    assert content["model"] == {"name": "radar", "version": 1}
+    assert content["site"] == {"name": "north", "known": True}
+    assert set(content["timing_ms"]) == {"decode", "queue", "inference", "total"}
+    assert content["timing_ms"]["total"] >= content["timing_ms"]["inference"] > 0
+
+
+async def test_an_unknown_site_is_answered_and_said_to_be_unknown(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/classify", json={"heatmap": heatmap().tolist(), "site": "new"})
+    assert answer.json()["site"] == {"name": "new", "known": False}
+
+
+async def test_a_batch_gets_a_result_each(client: httpx.AsyncClient) -> None:
+    by_npy = await client.post("/v1/classify", content=npy(heatmap(3, *SHAPE)), headers=NPY)
+    by_json = await client.post("/v1/classify", json={"heatmaps": heatmap(3, *SHAPE).tolist()})
+    assert len(by_npy.json()["results"]) == 3
+    assert by_npy.json()["results"] == by_json.json()["results"]
+    assert "label" not in by_npy.json()
+
+
+async def test_a_problem_names_value_remedy_and_place(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/classify", content=npy(heatmap(4, 3)), headers=NPY)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json() == {
+        "type": "urn:echosight:problem:wrong-shape",
+        "title": "The heatmap has the wrong shape",
+        "status": 422,
+        "detail": "heatmap shape is (4, 3)",
+        "remedy": "send (2, 4, 3) for one frame, (batch, 2, 4, 3) for several",
+        "instance": "/v1/classify",
+    }
+
+
+async def test_a_body_that_says_it_is_too_long_is_refused_unread(client: httpx.AsyncClient) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""  # type: ignore[unreachable]
+
+    answer = await client.post("/v1/classify", content=never(), headers={"content-length": "5000"})
+    assert (answer.status_code, "5000 bytes" in answer.json()["detail"]) == (413, True)
+
+
+async def test_a_chunked_body_is_refused_once_it_is_too_long(client: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(1000)
+
+    answer = await client.post("/v1/classify", content=endless())
+    assert (answer.status_code, "5000 bytes" in answer.json()["detail"]) == (413, True)
+
+
+async def test_a_body_that_does_not_come_is_given_up(client: httpx.AsyncClient) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"\x93NUM"
+        await asyncio.Event().wait()
+
+    answer = await client.post("/v1/classify", content=slow())
+    assert (answer.status_code, "4 bytes" in answer.json()["detail"]) == (408, True)
+
+
+async def test_a_compressed_body_is_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/classify", content=b"x", headers={"content-encoding": "gzip"})
+    assert (answer.status_code, "'gzip'" in answer.json()["detail"]) == (415, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "named"),
+    [
+        ("GET", "/nothing/here", 404, "/nothing/here"),
+        ("GET", "/v1/classify", 405, "GET"),
+        ("DELETE", "/v1/models", 405, "DELETE"),
+    ],
+)
+async def test_the_frameworks_own_errors_are_problems_too(
+    client: httpx.AsyncClient, method: str, path: str, status: int, named: str
+) -> None:
+    answer = await client.request(method, path)
+    assert (answer.status_code, answer.json()["status"]) == (status, status)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert named in answer.json()["detail"]
+    assert answer.json()["remedy"]
+
+
+async def test_a_failing_model_is_a_500_problem_that_keeps_its_secrets(tmp_path: Path) -> None:
+    publish_champion(registry_of(tmp_path))
+    async with serving(tmp_path) as (app, client):
+        await until(lambda: app.state.live.is_ready)
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("secret")
+
+        app.state.live.current.predict = fail
+        answer = await client.post("/v1/classify", content=npy(heatmap()))
+    assert (answer.status_code, answer.json()["detail"]) == (500, "RuntimeError while answering")
+    assert "secret" not in answer.text
+
+
+async def test_a_crash_outside_the_hot_route_is_a_counted_problem_too(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (app, client):
+
+        @app.get("/crash")
+        async def crash() -> None:
+            raise RuntimeError("secret")
+
+        answer = await client.get("/crash")
+        assert (answer.status_code, answer.json()["detail"]) == (500, "RuntimeError while answering")
+        assert 'echosight_api_requests_total{status="500"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_without_a_model_it_is_alive_but_not_ready_and_says_what_it_waits_for(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (app, client):
+        await until(lambda: "trainer" in app.state.live.waiting_for)
+        assert (await client.get("/livez")).json() == {"status": "alive"}
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
+        assert "waiting for the trainer to publish" in ready.json()["detail"]
+        answer = await client.post("/v1/classify", content=npy(heatmap()))
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:echosight:problem:not-ready")
+        assert (await client.get("/v1/models")).json()["versions"] == []
+
+
+async def test_a_stopping_server_is_not_ready(tmp_path: Path) -> None:
+    publish_champion(registry_of(tmp_path))
+    async with serving(tmp_path) as (app, client):
+        await until(lambda: app.state.live.is_ready)
+        assert (await client.get("/readyz")).json() == {"status": "ready", "model": "radar", "version": 1}
+        app.state.live.is_stopping = True
+        assert (await client.get("/readyz")).json()["detail"] == "the server is stopping"
+
+
+async def test_models_shows_versions_aliases_metrics_parity_and_history(tmp_path: Path) -> None:
+    registry = registry_of(tmp_path)
+    publish_champion(registry)
+    publish(registry)
+    registry.refuse(2, by="test", why="no good")
+    publish(registry)
+    (registry.path(3) / "manifest.json").write_bytes(b"{")
+    registry.refuse(3, by="test", why="damaged")
+    async with serving(tmp_path) as (app, client):
+        await until(lambda: app.state.live.is_ready)
+        shown = (await client.get("/v1/models")).json()
+    damaged, refused, live = shown["versions"]
+    assert (shown["live_version"], shown["aliases"]) == (1, {"candidate": 3, "champion": 1})
+    assert "manifest.json" in damaged["problem"]
+    assert (refused["refused"], refused["has_model"]) == ("no good", False)
+    assert (live["is_live"], live["has_model"], live["aliases"]) == (True, True, ["champion"])
+    assert live["metrics"] == {"probe_accuracy": 0.9}
+    assert live["parity"]["max_allowed"] == 1e-4
+    assert [row["by"] for row in shown["history"]][-2:] == ["trainer", "test"]
+
+
+async def test_metrics_count_requests_inferences_and_the_live_version(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/classify", content=npy(heatmap(2, *SHAPE)), headers=NPY)
+    await client.post("/v1/classify", content=b"")
+    await client.get("/nothing")
+    families = text_string_to_metric_families((await client.get("/metrics")).text)
+    values = {
+        (sample.name, sample.labels.get("status", "")): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    assert values["echosight_api_requests_total", "200"] == 1
+    assert values["echosight_api_requests_total", "400"] == 1
+    assert values["echosight_api_requests_total", "404"] == 1
+    assert values["echosight_api_frames_total", ""] == 2
+    assert values["echosight_api_inference_seconds_count", ""] == 1
+    assert values["echosight_api_live_model_version", ""] == 1
+    assert values["echosight_api_model_swaps_total", ""] == 1
+
+
+async def test_the_root_and_the_docs_tell_where_to_go(client: httpx.AsyncClient) -> None:
+    root = (await client.get("/")).json()
+    for name in ("models", "docs", "openapi", "alive", "ready", "metrics"):
+        assert (await client.get(root["links"][name])).status_code == 200
+
+
+async def test_the_docs_open_without_a_network(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/docs")).text
+    assert "POST /v1/classify" in page
+    assert "application/x-npy" in page
+    assert "http://" not in page.replace("http://localhost", "")
+    assert "https://" not in page
+    assert "<script" not in page
+
+
+async def test_the_schema_documents_bodies_examples_and_every_problem(client: httpx.AsyncClient) -> None:
+    schema = (await client.get("/openapi.json")).json()
+    classify = schema["paths"]["/v1/classify"]["post"]
+    assert set(classify["requestBody"]["content"]) == {
+        "application/x-npy",
+        "application/octet-stream",
+        "application/json",
+    }
+    assert classify["requestBody"]["content"]["application/json"]["examples"]
+    statuses = {int(status) for status in classify["responses"]}
+    assert statuses == {200} | {kind.status for kind in KINDS} - {404, 405}
+    assert "application/problem+json" in classify["responses"]["422"]["content"]
+    assert {"/", "/livez", "/readyz", "/v1/models", "/metrics"} < set(schema["paths"])
+
+
+def test_no_request_makes_a_server_error(tmp_path: Path) -> None:
+    publish_champion(registry_of(tmp_path))
+    types = ["application/x-npy", "application/json", "application/octet-stream", "", "text/plain", "\x7f"]
+    whole = npy(heatmap())
+
+    with asyncio.Runner() as runner:
+        context = serving(tmp_path, max_body_bytes=1024)
+        app, client = runner.run(context.__aenter__())
+        runner.run(until(lambda: app.state.live.is_ready))
+
+        @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(
+            body=st.binary(max_size=1100)
+            | st.binary(max_size=150).map(lambda tail: whole[:128] + tail)
+            | st.binary(max_size=60).map(lambda tail: whole[:10] + tail),
+            content_type=st.sampled_from(types) | st.text(st.characters(codec="latin-1"), max_size=10),
+            query=st.text(
+                st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#"), max_size=30
+            ),
+        )
+        def post(body: bytes, content_type: str, query: str) -> None:
+            headers = {b"content-type": content_type.encode("latin-1")}
+            answer = runner.run(client.post(f"/v1/classify?site={query}", content=body, headers=headers))
+            assert answer.status_code < 500, answer.text
+            if answer.status_code != 200:
+                assert answer.json()["remedy"]
+
+        post()
+        runner.run(context.__aexit__(None, None, None))
+
+
+def test_cores_are_those_of_the_cgroup(tmp_path: Path) -> None:
+    everything = available_cores(tmp_path)
+    assert everything >= 1
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert available_cores(tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert available_cores(tmp_path) == everything
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert available_cores(tmp_path) == everything
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("90000\n")
+    assert available_cores(tmp_path) == 1
+
+
+async def test_answers_are_the_same_from_the_loop_and_from_a_thread(tmp_path: Path) -> None:
+    publish_champion(registry_of(tmp_path))
+    answers = []
+    for in_loop_below_ms in (0.0, 1000.0):
+        async with serving(tmp_path, in_loop_below_ms=in_loop_below_ms) as (app, client):
+            await until(lambda app=app: app.state.live.is_ready)  # type: ignore[misc]
+            answer = await client.post("/v1/classify", content=npy(heatmap().astype(np.uint8)))
+            answers.append(answer.json()["probabilities"])
+    assert answers[0] == answers[1]

@@ -1,0 +1,90 @@
+"""`python -m api` as a process: what it imports, what a real client sees, and how it stops."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.api.tiny import heatmap, npy, publish_champion, registry_of
+
+
+@contextmanager
+def api_process(data_dir: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A running API on a free port; yields the process and its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api", "--port", "0"],
+        env=os.environ | {"ECHOSIGHT_DATA_DIR": str(data_dir), "REDIS_URL": ""} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        seen, port = "", 0
+        while not (port and "model live" in seen):
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+            if "http://127.0.0.1:" in line:
+                port = int(line.split("http://127.0.0.1:")[1].split()[0])
+        yield process, port
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_server_imports_neither_torch_nor_the_trainer() -> None:
+    code = "import sys, api.__main__, api.app; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "onnxruntime" in imported
+    assert not imported & {"torch", "torchvision", "trainer"}
+
+
+def test_a_bad_setting_ends_the_process_with_its_name() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "api"],
+        env=os.environ | {"ECHOSIGHT_API_PORT": "many"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "ECHOSIGHT_API_PORT is 'many'" in done.stderr
+
+
+def test_a_connection_lives_through_refusals_and_sigterm_lets_the_last_request_finish(tmp_path: Path) -> None:
+    publish_champion(registry_of(tmp_path))
+    body = npy(heatmap())
+    with api_process(tmp_path, ECHOSIGHT_MAX_BODY_BYTES="100000") as (process, port):
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20.0) as client:
+            assert client.post("/v1/classify", content=bytes(200_000)).status_code == 413
+            assert client.post("/v1/classify", content=iter([bytes(50_000)] * 3)).status_code == 413
+            assert client.post("/v1/classify", content=iter([body[:50], body[50:]])).status_code == 200
+        with socket.create_connection(("127.0.0.1", port), timeout=20.0) as connection:
+            head = f"POST /v1/classify HTTP/1.1\r\nhost: api\r\ncontent-length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body[:40])
+            # A second request that was answered shows that the server has seen the first.
+            assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+            process.send_signal(signal.SIGTERM)
+            _until_refused(port)
+            connection.sendall(body[40:])
+            answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert process.wait(timeout=20.0) == 0
+        assert process.stderr is not None
+        assert "stopped" in process.stderr.read()
+
+
+def _until_refused(port: int) -> None:
+    for _ in range(10_000):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5.0).close()
+        except ConnectionError:  # refused, or reset with the listener that it waited at
+            return
+    raise AssertionError("the server still listens")

@@ -1,0 +1,78 @@
+"""A disk that refuses, at every place where the store writes: a StoreError, nothing lost, and it goes on later."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from services.core.errors import StoreError
+from services.core.store import StoreLimits, StoreReader, StoreWriter
+from tests.conftest import label, pair
+
+
+class Disk:
+    """Lets the calls of one function of `os` fail while it is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.is_full = False
+        real = getattr(os, name)
+
+        def call(*args: object, **kwargs: object) -> object:
+            if self.is_full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(os, name, call)
+
+
+def seqs(store_dir: Path) -> list[int]:
+    reader = StoreReader(store_dir)
+    reader.refresh()
+    found = [stored.id.seq for stored in reader]
+    reader.close()
+    return found
+
+
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync"])
+def test_refused_append_leaves_no_trace_and_works_later(store_dir, monkeypatch, call) -> None:
+    writer = StoreWriter(store_dir, "north", limits=StoreLimits(min_free_bytes=0))
+    writer.append([pair(0)])
+    num_bytes = writer.num_bytes
+    disk = Disk(monkeypatch, call)
+    disk.is_full = True
+    with pytest.raises(StoreError, match=r"cannot write to .*No space left"):
+        writer.append([pair(1, seq=1), pair(2, seq=2)])
+    assert (writer.num_bytes, len(writer)) == (num_bytes, 1)
+    assert seqs(store_dir) == [0]
+    disk.is_full = False
+    assert writer.append([pair(1, seq=1), pair(2, seq=2)]) == 2
+    assert seqs(store_dir) == [0, 1, 2]
+    writer.close()
+
+
+def test_new_segment_that_cannot_be_made_is_made_later(store_dir, monkeypatch) -> None:
+    limits = StoreLimits(max_bytes=100_000, segment_bytes=500, min_free_bytes=0)
+    writer = StoreWriter(store_dir, "north", limits=limits)
+    writer.append([pair(0), pair(1, seq=1), pair(2, seq=2)])
+    disk = Disk(monkeypatch, "open")
+    disk.is_full = True
+    for _ in range(2):
+        with pytest.raises(StoreError, match="cannot write to"):
+            writer.append([pair(3, seq=3)])
+    disk.is_full = False
+    assert writer.append([pair(3, seq=3)]) == 1
+    assert seqs(store_dir) == [0, 1, 2, 3]
+    writer.close()
+
+
+def test_refused_label_is_a_store_error_and_works_later(store_dir, monkeypatch) -> None:
+    writer = StoreWriter(store_dir, "north", limits=StoreLimits(min_free_bytes=0))
+    disk = Disk(monkeypatch, "fdatasync")
+    disk.is_full = True
+    with pytest.raises(StoreError, match=r"cannot write to .*labels\.jsonl"):
+        writer.append_labels([label(0, "car")])
+    disk.is_full = False
+    writer.append_labels([label(0, "car")])
+    assert [said.label for said in writer.labels.labels.values()] == ["car"]
+    writer.close()

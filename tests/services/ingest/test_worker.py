@@ -1,0 +1,386 @@
+"""The ingest worker on a real server: stored before acknowledged, nothing lost, nothing twice."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from services.core.frames import FrameId
+from services.core.logs import logger
+from services.core.segments import ROW, SegmentReader
+from services.core.store import StoreReader, StoreWriter
+from services.core.streams import INGEST_GROUP, KINDS, Consumer, EventLog, Publisher, connect, stream_key
+from services.ingest import worker as worker_module
+from services.ingest.settings import IngestSettings
+from services.ingest.worker import IngestWorker
+from tests.conftest import MS, camera_frame, label, radar_frame
+
+
+@contextlib.asynccontextmanager
+async def ingest(url: str, data_dir: Path, **settings: object) -> AsyncIterator[IngestWorker]:
+    """A worker that is not running yet, quick to give up on silent sensors and dead consumers."""
+    quick = {"idle_timeout_s": 0.2, "claim_idle_ms": 200, "min_free_bytes": 0, "consumer_name": "first"}
+    read = IngestSettings.read(data_dir=data_dir, redis_url=url, **(quick | settings))
+    consumer = Consumer(connect(url), name=read.consumer_name, sites=read.site_names)
+    events = EventLog(url, source="ingest")
+    yield IngestWorker(read, consumer, log=logger("test"), events=events)
+    await consumer.close()
+    events.close()
+
+
+@contextlib.asynccontextmanager
+async def running(worker: IngestWorker) -> AsyncIterator[None]:
+    task = asyncio.create_task(worker.run())
+    try:
+        yield
+    finally:
+        worker.stop()
+        async with asyncio.timeout(20):
+            await task
+
+
+async def until(holds: Callable[[], bool], *, timeout_s: float = 15.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not holds():  # noqa: ASYNC110 - what is waited for happens on a server or a disk
+            await asyncio.sleep(0.01)
+
+
+async def publish_pairs(publisher: Publisher, start: int, stop: int, *, site: str = "north") -> None:
+    for seq in range(start, stop):
+        await publisher.publish(
+            [radar_frame(seq * 100, seq=seq, site=site), camera_frame(seq * 100 + 4, seq=seq, site=site)]
+        )
+
+
+def stored(data_dir: Path, site: str = "north") -> list[FrameId]:
+    """The id of every row on disk, in order: a pair stored twice would show twice."""
+    ids = []
+    for path in sorted((data_dir / "store" / site).glob("*.idx")):
+        segment = SegmentReader(path.parent, path.stem)
+        segment.refresh()
+        assert all(segment.is_intact(row) for row in range(len(segment.rows)))
+        ids += [FrameId(int(row["captured_at_ns"]), int(row["seq"])) for row in segment.rows]
+        segment.close()
+    return ids
+
+
+def num_rows(data_dir: Path) -> int:
+    """How many pairs the index files of site north have room for; cheap enough to poll."""
+    return sum((path.stat().st_size - 64) // ROW.itemsize for path in (data_dir / "store" / "north").glob("*.idx"))
+
+
+def ids(start: int, stop: int) -> list[FrameId]:
+    return [FrameId(seq * 100 * MS, seq) for seq in range(start, stop)]
+
+
+def num_pending(client: "redis.Redis", site: str = "north") -> int:
+    total = 0
+    for kind in KINDS:
+        with contextlib.suppress(redis.ResponseError):  # no such stream or group yet
+            total += int(client.xpending(stream_key(site, kind), INGEST_GROUP)["pending"])
+    return total
+
+
+async def test_pairs_of_all_sites_are_stored_and_everything_is_acknowledged(
+    publisher, redis_url, redis_client, tmp_path
+) -> None:
+    await publish_pairs(publisher, 0, 20)
+    await publish_pairs(publisher, 0, 5, site="south")
+    await publisher.publish([camera_frame(5000, seq=99)])
+    async with ingest(redis_url, tmp_path) as worker:
+        await worker.run(until_idle_s=0.3)
+        assert worker.counts == Counter(
+            {"radar.paired": 25, "camera.paired": 25, "stored": 25, "camera.no_partner": 1}
+        )
+    assert stored(tmp_path) == ids(0, 20)
+    assert stored(tmp_path, "south") == ids(0, 5)
+    assert num_pending(redis_client) == num_pending(redis_client, "south") == 0
+    assert await publisher.backlog("north") == 0
+
+
+async def test_partners_are_what_was_published(publisher, redis_url, tmp_path) -> None:
+    await publish_pairs(publisher, 0, 3)
+    async with ingest(redis_url, tmp_path) as worker:
+        await worker.run(until_idle_s=0.3)
+    reader = StoreReader(tmp_path / "store")
+    reader.refresh()
+    for pair in reader:
+        radar, camera = pair.radar(), pair.camera()
+        assert radar is not None
+        assert camera is not None
+        assert (radar.heatmap == pair.id.seq).all()
+        assert (camera.seq, camera.captured_at_ns) == (radar.seq, radar.captured_at_ns + 4 * MS)
+    reader.close()
+
+
+async def test_frame_published_twice_is_stored_once(publisher, redis_url, redis_client, tmp_path) -> None:
+    for _ in range(2):
+        await publish_pairs(publisher, 0, 5)
+    async with ingest(redis_url, tmp_path) as worker:
+        await worker.run(until_idle_s=0.3)
+        assert worker.counts["radar.duplicate"] == worker.counts["camera.duplicate"] == 5
+    async with ingest(redis_url, tmp_path) as again:  # a restart has forgotten what it saw; the store has not
+        await publish_pairs(publisher, 0, 6)
+        await again.run(until_idle_s=0.3)
+        assert again.counts["stored"] == 1
+    assert stored(tmp_path) == ids(0, 6)
+    assert num_pending(redis_client) == 0
+
+
+async def test_nothing_is_acknowledged_while_the_store_refuses_and_work_resumes_by_itself(
+    publisher, redis_url, redis_client, tmp_path
+) -> None:
+    other = StoreWriter(tmp_path / "store", "north")  # holds the site's lock
+    await publish_pairs(publisher, 0, 10)
+    async with ingest(redis_url, tmp_path) as worker, running(worker):
+        await until(lambda: worker.counts["radar.paired"] == 10)
+        await publish_pairs(publisher, 10, 12)
+        assert num_pending(redis_client) >= 20
+        assert stored(tmp_path) == []
+        other.close()
+        await until(lambda: worker.counts["stored"] == 12)
+        await until(lambda: num_pending(redis_client) == 0)
+    assert stored(tmp_path) == ids(0, 12)
+
+
+async def test_disk_that_fails_in_the_middle_of_an_append_costs_nothing(
+    publisher, redis_url, redis_client, tmp_path, monkeypatch
+) -> None:
+    fdatasync = os.fdatasync
+    failures = iter([True, False, True])
+
+    def failing(fd: int) -> None:
+        if next(failures, False):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    await publish_pairs(publisher, 0, 10)
+    await publisher.publish([label(0, "car")])
+    async with ingest(redis_url, tmp_path) as worker, running(worker):
+        await until(lambda: worker.counts["stored"] == 10 and worker.counts["labels"] == 1)
+        await until(lambda: num_pending(redis_client) == 0)
+    assert stored(tmp_path) == ids(0, 10)
+
+
+async def test_stop_while_the_store_refuses_leaves_everything_pending_for_the_next_start(
+    publisher, redis_url, redis_client, tmp_path
+) -> None:
+    other = StoreWriter(tmp_path / "store", "north")
+    await publish_pairs(publisher, 0, 5)
+    async with ingest(redis_url, tmp_path) as worker:
+        async with running(worker):
+            await until(lambda: worker.counts["radar.paired"] == 5)
+        assert num_pending(redis_client) == 10
+    other.close()
+    async with ingest(redis_url, tmp_path) as again:
+        await again.run(until_idle_s=0.3)
+    assert stored(tmp_path) == ids(0, 5)
+    assert num_pending(redis_client) == 0
+
+
+async def test_undecodable_entry_is_buried_with_its_reason_and_the_rest_goes_on(
+    publisher, redis_url, redis_client, tmp_path
+) -> None:
+    await publish_pairs(publisher, 0, 3)
+    redis_client.xadd(stream_key("north", "radar"), {"header": b'{"v":9}', "data": b"x"})
+    redis_client.xadd(stream_key("north", "camera"), {"something": b"else"})
+    await publish_pairs(publisher, 3, 6)
+    async with ingest(redis_url, tmp_path) as worker:
+        await worker.run(until_idle_s=0.3)
+        assert worker.counts["radar.undecodable"] == worker.counts["camera.undecodable"] == 1
+    letters = [fields for _, fields in redis_client.xrange(stream_key("north", "dead"))]
+    assert {letter[b"stream"] for letter in letters} == {b"radar", b"camera"}
+    assert any(b"header field v is 9" in letter[b"reason"] for letter in letters)
+    assert stored(tmp_path) == ids(0, 6)
+    assert num_pending(redis_client) == 0
+
+
+async def test_labels_are_stored_before_or_after_their_pair(publisher, redis_url, redis_client, tmp_path) -> None:
+    await publisher.publish([label(100, "car", seq=1)])
+    await publish_pairs(publisher, 0, 2)
+    await publisher.publish([label(0, "cyclist"), label(0, "pedestrian")])
+    async with ingest(redis_url, tmp_path) as worker:
+        await worker.run(until_idle_s=0.3)
+    reader = StoreReader(tmp_path / "store")
+    reader.refresh()
+    assert {pair.id.seq: said.label for pair, said in reader.labelled()} == {0: "pedestrian", 1: "car"}
+    reader.close()
+    assert num_pending(redis_client) == 0
+
+
+async def test_entries_left_by_a_dead_consumer_are_claimed_and_stored(
+    publisher, redis_url, redis_client, tmp_path
+) -> None:
+    await publish_pairs(publisher, 0, 8)
+    dead = Consumer(connect(redis_url), name="dead", sites=["north"])
+    await dead.discover()
+    assert len(await dead.read(count=8, block_ms=100)) == 16
+    await dead.close()
+    async with ingest(redis_url, tmp_path) as worker, running(worker):
+        await until(lambda: worker.counts["stored"] == 8)
+        await publish_pairs(publisher, 8, 10)
+        await until(lambda: worker.counts["stored"] == 10)
+        await until(lambda: num_pending(redis_client) == 0)
+    assert stored(tmp_path) == ids(0, 10)
+
+
+async def test_entries_that_wait_for_a_partner_are_not_claimed_from_oneself(
+    publisher, redis_url, redis_client, tmp_path
+) -> None:
+    async with (
+        ingest(redis_url, tmp_path, claim_idle_ms=100, idle_timeout_s=60) as worker,
+        running(worker),
+    ):
+        await publisher.publish([radar_frame(100, seq=1)])
+        await until(lambda: num_pending(redis_client) == 1)
+        key = stream_key("north", "radar")
+        await until(
+            lambda: int(redis_client.xpending_range(key, INGEST_GROUP, "-", "+", 1)[0]["times_delivered"]) > 2
+        )
+        await publisher.publish([camera_frame(101, seq=1), camera_frame(999, seq=2), radar_frame(999, seq=2)])
+        await until(lambda: worker.counts["stored"] == 1)
+    assert stored(tmp_path) == [FrameId(100 * MS, 1)]
+
+
+async def test_flush_of_the_server_is_survived(publisher, redis_url, redis_client, tmp_path) -> None:
+    async with ingest(redis_url, tmp_path) as worker, running(worker):
+        await publish_pairs(publisher, 0, 3)
+        await until(lambda: worker.counts["stored"] == 3)
+        redis_client.flushall()
+        await publish_pairs(publisher, 3, 6)
+        await until(lambda: worker.counts["stored"] == 6)
+    assert stored(tmp_path) == ids(0, 6)
+
+
+async def test_sensor_far_ahead_of_the_other_waits_in_its_stream(
+    publisher, redis_url, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_MAX_WAITING", 30)
+    await publisher.publish([radar_frame(seq * 100, seq=seq) for seq in range(100)])
+    await publisher.publish([camera_frame(at, seq=at) for at in range(4, 10_004, 10)])
+    async with ingest(redis_url, tmp_path, read_count=20, idle_timeout_s=5.0) as worker:
+        most = 0
+
+        def watch() -> bool:
+            nonlocal most
+            most = max(most, sum(m.num_waiting("radar") for m in worker._matchers.values()))
+            return worker.counts["stored"] >= 97
+
+        async with running(worker):
+            await until(watch)
+        assert most <= 50
+    assert stored(tmp_path) == ids(0, len(stored(tmp_path)))
+
+
+class Proxy:
+    """A TCP hop in front of the server that can be cut: connections drop and new ones find nobody."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._target = (parts.hostname, parts.port)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.is_cut = False
+
+    async def __aenter__(self) -> "Proxy":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.cut()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.is_cut:
+            writer.transport.abort()
+            return
+        there_reader, there_writer = await asyncio.open_connection(*self._target)
+        for source, sink in ((reader, there_writer), (there_reader, writer)):
+            task = asyncio.create_task(self._pump(source, sink))
+            self._tasks.add(task)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        self._writers.add(sink)
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+        sink.transport.abort()
+        self._writers.discard(sink)
+
+
+async def test_server_away_for_a_moment_is_survived(publisher, redis_url, redis_client, tmp_path) -> None:
+    async with Proxy(redis_url) as proxy, ingest(proxy.url, tmp_path) as worker, running(worker):
+        await publish_pairs(publisher, 0, 5)
+        await until(lambda: worker.counts["stored"] == 5)
+        proxy.cut()
+        await until(lambda: redis_client.info("clients")["blocked_clients"] == 0)  # the server has noticed
+        await publish_pairs(publisher, 5, 10)
+        assert worker.counts["stored"] == 5
+        proxy.is_cut = False
+        await until(lambda: worker.counts["stored"] == 10, timeout_s=20)
+        await until(lambda: num_pending(redis_client) == 0, timeout_s=20)
+    assert stored(tmp_path) == ids(0, 10)
+
+
+@contextlib.asynccontextmanager
+async def ingest_process(url: str, data_dir: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    environment = os.environ | {
+        "REDIS_URL": url, "ECHOSIGHT_DATA_DIR": str(data_dir), "ECHOSIGHT_IDLE_TIMEOUT_S": "0.5",
+        "ECHOSIGHT_MIN_FREE_BYTES": "0", "ECHOSIGHT_CONSUMER_NAME": "first", "ECHOSIGHT_READ_COUNT": "10",
+    }  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.ingest", *arguments, env=environment, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.system
+async def test_killed_process_loses_no_pair_and_stores_none_twice(
+    publisher, redis_url, redis_client, tmp_path
+) -> None:
+    publishing = asyncio.create_task(publish_pairs(publisher, 0, 500))
+    for enough in (50, 150):
+        async with ingest_process(redis_url, tmp_path) as process:
+            await until(lambda enough=enough: num_rows(tmp_path) >= enough)
+            process.send_signal(signal.SIGKILL)
+            assert await process.wait() == -signal.SIGKILL
+    await publishing
+    async with ingest_process(redis_url, tmp_path, "--until-idle-s", "0.5") as process:
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+    assert sorted(stored(tmp_path)) == ids(0, 500)
+    assert num_pending(redis_client) == 0
+
+
+@pytest.mark.system
+async def test_process_commits_and_leaves_cleanly_on_sigterm(publisher, redis_url, redis_client, tmp_path) -> None:
+    await publish_pairs(publisher, 0, 20)
+    async with ingest_process(redis_url, tmp_path) as process:
+        await until(lambda: num_rows(tmp_path) >= 10)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
+    assert num_pending(redis_client) == 40 - 2 * len(stored(tmp_path))

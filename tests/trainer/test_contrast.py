@@ -1,0 +1,88 @@
+"""Eq. 1 by value, and what may be in the queue."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainer.contrast import Queue, Scenes, info_nce
+
+
+def scenes(*ids: int, site: int = 0, at_s: tuple[float, ...] | None = None) -> Scenes:
+    times = at_s or tuple(float(i) for i in ids)
+    return Scenes(
+        id=torch.tensor(ids),
+        site=torch.full((len(ids),), site),
+        at_ns=torch.tensor([round(1e9 * t) for t in times]),
+    )
+
+
+def test_loss_is_equation_one() -> None:
+    torch.manual_seed(0)
+    q, k, past, tau = torch.randn(3, 5), torch.randn(3, 5), torch.randn(7, 5), 0.2
+    unit = [F.normalize(x, dim=1) for x in (q, k, past)]
+    expected = 0.0
+    for i in range(3):
+        positive = math.exp(float(unit[0][i] @ unit[1][i]) / tau)
+        negative = sum(math.exp(float(unit[0][i] @ other) / tau) for other in unit[2])
+        expected -= math.log(positive / (positive + negative)) / 3
+    contrast = info_nce(q, k, negatives=unit[2], is_negative=torch.ones(3, 7, dtype=torch.bool), scale=1 / tau)
+    assert float(contrast.loss) == pytest.approx(expected, rel=1e-5)
+    assert contrast.chance == pytest.approx(math.log(8))
+
+
+def test_random_encodings_stand_at_the_chance_line() -> None:
+    torch.manual_seed(0)
+    q, k, past = torch.randn(256, 512), torch.randn(256, 512), F.normalize(torch.randn(64, 512), dim=1)
+    contrast = info_nce(q, k, negatives=past, is_negative=torch.ones(256, 64, dtype=torch.bool), scale=1.0)
+    assert float(contrast.loss) == pytest.approx(contrast.chance, abs=0.02)
+
+
+def test_masked_negatives_count_for_nothing() -> None:
+    q, k, past = torch.randn(2, 4), torch.randn(2, 4), F.normalize(torch.randn(6, 4), dim=1)
+    mask = torch.tensor([[True, True, True, False, False, False]] * 2)
+    masked = info_nce(q, k, negatives=past, is_negative=mask, scale=5.0)
+    short = info_nce(q, k, negatives=past[:3], is_negative=mask[:, :3], scale=5.0)
+    assert float(masked.loss) == pytest.approx(float(short.loss))
+    assert masked.chance == pytest.approx(math.log(4))
+
+
+def test_gradients_are_finite_while_the_queue_is_empty() -> None:
+    queue = Queue(8, 4)
+    q = torch.randn(2, 4, requires_grad=True)
+    scale = torch.tensor(10.0, requires_grad=True)
+    mask = queue.is_negative(scenes(1, 2), exclude_within_ns=0)
+    contrast = info_nce(q, torch.randn(2, 4), negatives=queue.keys, is_negative=mask, scale=scale)
+    contrast.loss.backward()
+    assert q.grad is not None
+    assert q.grad.isfinite().all()
+    assert scale.grad is not None
+    assert scale.grad.isfinite()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 11, 29])
+def test_queue_takes_any_batch_size_and_keeps_the_newest(batch: int) -> None:
+    queue, pushed = Queue(8, 1), []
+    for start in range(0, 60, batch):
+        ids = list(range(start, start + batch))
+        queue.push(torch.tensor(ids)[:, None].float(), scenes(*ids))
+        pushed += ids
+    assert sorted(queue.id.tolist()) == pushed[-8:]
+    assert queue.keys[:, 0].tolist() == queue.id.tolist()
+
+
+def test_queue_never_offers_the_querys_own_scene_nor_unfilled_places() -> None:
+    queue = Queue(4, 2)
+    queue.push(torch.randn(3, 2), scenes(1, 2, 3))
+    mask = queue.is_negative(scenes(2, 9), exclude_within_ns=0)
+    assert mask.tolist() == [[True, False, True, False], [True, True, True, False]]
+
+
+def test_scenes_close_in_time_are_no_negatives_on_the_same_site_only() -> None:
+    queue = Queue(3, 2)
+    queue.push(torch.randn(3, 2), scenes(1, 2, 3, at_s=(10.0, 10.4, 12.0)))
+    near = queue.is_negative(scenes(9, at_s=(10.1,)), exclude_within_ns=500_000_000)
+    assert near.tolist() == [[False, False, True]]
+    elsewhere = queue.is_negative(scenes(9, site=1, at_s=(10.1,)), exclude_within_ns=500_000_000)
+    assert elsewhere.tolist() == [[True, True, True]]

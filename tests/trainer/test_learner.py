@@ -1,0 +1,88 @@
+"""The step learns, refuses what is not finite, and goes on exactly where it was."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainer.conftest import fill, scene
+from trainer.feed import Feed
+from trainer.learner import DivergedError, Learner
+
+
+@pytest.fixture
+def feed(store_dir, vision) -> Feed:
+    fill(store_dir, [scene(i) for i in range(64)])
+    feed = Feed(store_dir, vision=vision, mirror_share=0.5, centre=True, seed=0)
+    feed.refresh()
+    while feed.num_pending:
+        feed.encode(64)
+    return feed
+
+
+def learner_of(settings, feed: Feed, **changes) -> Learner:
+    settings = settings.model_copy(update=changes)
+    learner = Learner(settings, contract=feed.contract, key_dim=12, device=torch.device("cpu"))
+    learner.set_input(feed.clutter_table(), scale=5.0)
+    return learner
+
+
+def steps(learner: Learner, feed: Feed, num: int, *, rng: np.random.Generator) -> list[float]:
+    losses = []
+    for _ in range(num):
+        batch = feed.batch(16, fresh_share=0.25, fresh_pairs=16, rng=rng)
+        losses.append(learner.step(batch).loss.item())
+    return losses
+
+
+def test_radar_learns_to_name_its_image_among_the_queue(settings, feed) -> None:
+    """Half of the queue shows the same kind of scene, so log(1 + K / 2) is the best there is."""
+    learner = learner_of(settings, feed)
+    losses = steps(learner, feed, 25, rng=np.random.default_rng(0))
+    chance = math.log(1 + settings.queue_size)
+    assert np.mean(losses[-5:]) < chance - 0.5
+
+
+def test_restored_learner_takes_the_identical_next_steps(settings, feed) -> None:
+    learner = learner_of(settings, feed)
+    steps(learner, feed, 6, rng=np.random.default_rng(0))
+    state = copy.deepcopy(learner.state())
+    expected = steps(learner, feed, 3, rng=np.random.default_rng(1))
+    again = learner_of(settings, feed)
+    again.restore(state)
+    assert steps(again, feed, 3, rng=np.random.default_rng(1)) == expected
+
+
+def test_loss_that_is_not_finite_stops_before_the_weights_change(settings, feed) -> None:
+    learner = learner_of(settings, feed)
+    batch = feed.batch(16, fresh_share=0.0, fresh_pairs=1, rng=np.random.default_rng(0))
+    batch.heatmap[0] = torch.inf
+    before = copy.deepcopy(learner.encoder.state_dict())
+    with pytest.raises(DivergedError, match="step 0"):
+        learner.step(batch)
+    assert all(torch.equal(before[name], value) for name, value in learner.encoder.state_dict().items())
+
+
+def test_paper_mode_sets_the_papers_recipe_and_single_settings_still_win() -> None:
+    from trainer.settings import TrainerSettings
+
+    paper = TrainerSettings(mode="paper", queue_size=128)
+    assert (paper.radar_encoder, paper.vision_encoder, paper.optimizer) == ("vgg16", "vgg16", "sgd")
+    assert (paper.learning_rate, paper.batch_size, paper.queue_size) == (0.03, 64, 128)
+
+
+def test_sgd_with_cosine_runs_the_same_step(settings, feed) -> None:
+    learner = learner_of(
+        settings,
+        feed,
+        optimizer="sgd",
+        schedule="cosine",
+        schedule_steps=10,
+        ema_decay=0.0,
+        learn_temperature=False,
+    )
+    steps(learner, feed, 9, rng=np.random.default_rng(0))
+    assert 0 < learner.optimizer.param_groups[0]["lr"] < settings.learning_rate
+    assert float(learner.log_scale.exp()) == pytest.approx(1 / 0.07, rel=1e-4)

@@ -1,0 +1,86 @@
+"""Frozen encoders: real weights, never training, and images from any camera."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+
+from services.core.errors import SettingsError
+from services.core.frames import CameraFrame
+from trainer.vision import decode_image, load_vision_encoder, vgg16_to_fourth_layer
+
+
+def picture() -> np.ndarray:
+    rgb = np.zeros((120, 200, 3), np.uint8)
+    rgb[:, :100, 0] = 220
+    rgb[:, 100:, 2] = 220
+    return rgb
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return load_vision_encoder("efficientnet_lite0")
+
+
+def test_efficientnet_lite0_has_its_pretrained_weights(lite0) -> None:
+    images = torch.from_numpy(
+        np.stack([picture(), picture()[:, ::-1].copy()]).repeat(2, 1).repeat(2, 2)[:, :224, :224]
+    )
+    features = lite0(images)
+    assert features.shape == (2, 1280)
+    assert features.dtype == torch.float32
+    assert 0.05 < float(features.mean()) < 2  # ReLU6 features of a trained net; random weights give about 0
+    assert lite0.id == "efficientnet_lite0-224-0e6eac392080"
+
+
+def test_frozen_encoder_stays_in_eval_mode_whatever_a_parent_calls(lite0) -> None:
+    parent = torch.nn.Sequential(lite0)
+    parent.train()
+    assert not any(module.training for module in lite0.modules())
+    assert not any(parameter.requires_grad for parameter in lite0.parameters())
+
+
+def test_vgg16_loads_a_state_dict_file_and_is_cut_at_the_fourth_layer(tmp_path: Path) -> None:
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in vgg16(weights=None).state_dict().items()}
+    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    state["classifier.3.bias"] += torch.arange(4096.0)
+    torch.save(state, tmp_path / "vgg16.pth")
+    net = vgg16_to_fourth_layer(str(tmp_path / "vgg16.pth"), from_hub=False).eval()
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 224, 224))[0].tolist() == list(range(4096))
+
+
+def test_weights_that_are_no_weights_are_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.pth").write_bytes(b"not weights")
+    with pytest.raises(SettingsError, match="cannot read weights"):
+        load_vision_encoder("efficientnet_lite0", weights=str(tmp_path / "bad.pth"))
+    with pytest.raises(SettingsError, match="does not exist"):
+        load_vision_encoder("efficientnet_lite0", weights=str(tmp_path / "absent.pth"))
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(SettingsError, match="does not hold EfficientNet-Lite0"):
+        load_vision_encoder("efficientnet_lite0", weights=str(tmp_path / "other.pth"))
+
+
+def camera(data: bytes, encoding: str) -> CameraFrame:
+    return CameraFrame("north", 0, 0, image=data, shape=(120, 200, 3), encoding=encoding)  # type: ignore[arg-type]
+
+
+def test_jpeg_and_png_decode_to_the_same_rgb() -> None:
+    png = cv2.imencode(".png", picture()[..., ::-1])[1].tobytes()
+    for frame in (camera(simplejpeg.encode_jpeg(picture(), quality=95), "jpeg"), camera(png, "png")):
+        image = decode_image(frame)
+        assert image is not None
+        assert image.shape == (224, 224, 3)
+        assert abs(int(image[100, 20, 0]) - 220) < 12
+        assert abs(int(image[100, 200, 2]) - 220) < 12
+
+
+def test_damaged_image_is_none() -> None:
+    assert decode_image(camera(b"\xff\xd8\xff\xe0 nothing \xff\xd9", "jpeg")) is None
+    assert decode_image(camera(b"\x89PNG\r\n\x1a\n", "png")) is None

@@ -1,0 +1,117 @@
+"""The endless worker, bounded: waits, learns, resumes, publishes; and the export that follows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import structlog
+import torch
+
+from services.core.errors import ExportError, RegistryError
+from services.core.registry import Registry
+from tests.trainer.conftest import SHAPE, fill, scene
+from trainer import export
+from trainer.worker import TrainerWorker
+
+
+def worker_of(settings, vision) -> TrainerWorker:
+    return TrainerWorker(settings, vision=vision, log=structlog.get_logger(), events=None)
+
+
+@pytest.fixture
+def published(settings, vision, store_dir) -> Registry:
+    fill(settings.store_dir, [scene(i) for i in range(60)], num_labels=40)
+    worker_of(settings, vision).run(max_steps=24)
+    return Registry(settings.registry_dir, settings.model_name)
+
+
+def test_publishes_encoder_and_head_with_metrics_and_lineage(published, settings) -> None:
+    version = published.aliases()["candidate"]
+    manifest = published.manifest(version)
+    assert manifest.input.shape == SHAPE
+    assert manifest.sites == ("", "north")
+    assert manifest.metrics["probe"]["num_labels"]["car"] == 20
+    assert manifest.metrics["probe"]["accuracy"] > 0.8
+    assert manifest.metrics["contrast"]["chance"] > 0
+    assert manifest.lineage["num_pairs"] == 60
+    assert manifest.lineage["configuration"]["queue_size"] == settings.queue_size
+    assert manifest.parity is None
+
+
+def test_second_run_resumes_and_does_not_encode_again(published, settings, vision) -> None:
+    encoded = vision.net.num_images
+    worker = worker_of(settings, vision)
+    worker.run(max_steps=40)
+    assert worker.learner is not None
+    assert worker.learner.step_num == 40
+    assert vision.net.num_images == encoded
+    assert len(published.versions()) >= 2
+
+
+def test_damaged_checkpoint_is_passed_over_for_the_one_before(published, settings, vision) -> None:
+    worker = worker_of(settings, vision)
+    worker.run(max_steps=32)  # the second save keeps the first
+    path = settings.data_dir / "trainer" / "radar" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    again = worker_of(settings, vision)
+    again._resume()
+    assert again.learner is not None
+    assert 0 < again.learner.step_num < 32
+
+
+def test_too_few_labels_publish_nothing(settings, vision) -> None:
+    fill(settings.store_dir, [scene(i) for i in range(40)], num_labels=2)
+    worker_of(settings, vision).run(max_steps=16)
+    assert Registry(settings.registry_dir, "radar").versions() == []
+
+
+def test_export_equals_torch_on_stored_frames_and_is_attached(published, settings) -> None:
+    version = published.aliases()["candidate"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.export", "--registry-dir", str(settings.registry_dir), "--name", "radar",
+         "--version", str(version), "--store-dir", str(settings.store_dir)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    parity = published.manifest(version).parity
+    assert parity is not None
+    assert parity.max_abs_probability_error < 1e-3
+    assert parity.num_label_changes == 0
+    session = onnxruntime.InferenceSession(str(published.path(version) / "model.onnx"))
+    for size in (1, 3, 8):
+        heatmap = np.random.default_rng(0).normal(20, 3, (size, *SHAPE)).astype(np.float32)
+        probabilities, _ = session.run(None, {"heatmap": heatmap, "site": np.zeros(size, np.int64)})
+        np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+
+
+def test_export_that_differs_from_torch_is_refused(published, settings, monkeypatch) -> None:
+    version = published.aliases()["candidate"]
+    honest = export.to_onnx
+
+    def distort(classifier, path: Path, *, shape) -> None:
+        with torch.no_grad():
+            classifier.head.linear.bias += torch.tensor([0.0, 5.0, 0.0, 0.0])
+        honest(classifier, path, shape=shape)
+        with torch.no_grad():
+            classifier.head.linear.bias -= torch.tensor([0.0, 5.0, 0.0, 0.0])
+
+    monkeypatch.setattr(export, "to_onnx", distort)
+    with pytest.raises(ExportError, match="differ by"):
+        export.export(published, version, store_dir=settings.store_dir)
+    assert not (published.path(version) / "model.onnx").exists()
+
+
+def test_damaged_checkpoint_of_a_version_is_a_clear_error(published, settings) -> None:
+    version = published.aliases()["candidate"]
+    path = published.path(version) / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(RegistryError, match="cannot load"):
+        export.export(published, version, store_dir=settings.store_dir)
+
+
+def test_export_without_a_stored_frame_is_refused(published, tmp_path) -> None:
+    with pytest.raises(ExportError, match="holds no frame of shape"):
+        export.export(published, 1, store_dir=tmp_path / "empty")
