@@ -36,7 +36,9 @@ def up(
         list[str] | None, typer.Option(help="Simulated site; several are possible. Default: demo.")
     ] = None,
     simulate: Annotated[bool, typer.Option(help="Whether to simulate sensors at all.")] = True,
-    label_share: Annotated[float, typer.Option(min=0, max=1, help="Share of simulated frames labelled.")] = 0.05,
+    label_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of simulated frames labelled. Default: 0.05.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API. Default: ECHOSIGHT_API_PORT or 8000.")] = None,
 ) -> None:
     """Run the whole system on this machine: server, simulated site, ingest, trainer, API. Ctrl-C stops it.
@@ -48,11 +50,12 @@ def up(
     host = os.environ.get("ECHOSIGHT_API_HOST", "127.0.0.1")
     if port is not None:
         os.environ["ECHOSIGHT_API_PORT"] = str(port)
+    shares = () if label_share is None else ("--label-share", str(label_share))
     sensors = [
         Worker(
             f"sensors-{name}",
             "services.sensors",
-            ("simulate", "--site", name, "--publish", "--label-share", str(label_share)),
+            ("simulate", "--publish", "--site", name, *shares),
         )
         for name in (site or ["demo"])
     ]

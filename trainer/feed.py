@@ -51,7 +51,10 @@ class Batch:
 
 
 class Feed:
-    """All encoded pairs of the store that fit the model's input contract."""
+    """All encoded pairs of the store that fit the model's input contract.
+
+    num_seen: pairs that were ever learnt from or could have been; the store has dropped some since.
+    """
 
     def __init__(
         self, store_dir: Path, *, vision: VisionEncoder, mirror_share: float, centre: bool, seed: int
@@ -61,6 +64,7 @@ class Feed:
         self._mirror_share = mirror_share
         self._centre = centre
         self._rng = np.random.default_rng(seed)
+        self.num_seen = 0
         self.reader = StoreReader(store_dir)
         self.contract: InputContract | None = None
         self.sites: list[str] = []
@@ -111,6 +115,7 @@ class Feed:
                 self._admit(pair, vector)
         self._remake_lost_profiles()
         self._order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)
+        self.num_seen = max(self.num_seen, len(self._order))
 
     def encode(self, num_images: int) -> int:
         """Encode up to `num_images` pending pairs, newest first; return how many."""
@@ -133,6 +138,7 @@ class Feed:
                 cache_rows.append((pair.id, self._is_mirrored(pair.id), vector))
                 self._profile(pair.site).take_in(heatmap)
                 self._admit(pair, vector)
+                self.num_seen += 1
             for site, rows in news.items():
                 self._cache(site).append(rows)
             self._order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)

@@ -19,6 +19,7 @@ _PAPER: dict[str, Any] = {
     "schedule": "cosine",
     "warmup_steps": 0,
     "ema_decay": 0.0,
+    "max_replays": 400.0,
     "fresh_share": 0.0,
     "exclude_within_s": 0.0,
     "centre_vision": False,
@@ -54,8 +55,8 @@ class TrainerSettings(CoreSettings):
     min_pairs: int = Field(default=128, ge=2, description="wait until the store holds so many pairs")
     batch_size: int = Field(default=64, ge=2, description="pairs a step")
     queue_size: int = Field(default=512, ge=1, description="K: past image encodings used as negatives")
-    temperature: float = Field(default=0.07, gt=0, le=100, description="tau, or where a learned tau starts")
-    learn_temperature: bool = Field(default=True, description="learn tau, with 1/tau capped at 100")
+    temperature: float = Field(default=0.2, gt=0, le=100, description="tau, or where a learned tau starts")
+    learn_temperature: bool = Field(default=False, description="learn tau, with 1/tau capped at 100")
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd: momentum 0.9")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=0.05, ge=0, description="weight decay")
@@ -71,6 +72,11 @@ class TrainerSettings(CoreSettings):
         default=0.25, ge=0, le=1, description="share of a batch from the newest pairs; the rest from all"
     )
     fresh_pairs: int = Field(default=256, ge=1, description="how many newest pairs count as fresh")
+    max_replays: float = Field(
+        default=12.0,
+        gt=0,
+        description="how often a pair is learnt on average; then the trainer waits for new ones",
+    )
     exclude_within_s: float = Field(
         default=1.0, ge=0, description="no negative from the same site within so many seconds; 0: only not itself"
     )

@@ -53,7 +53,7 @@ class TrainerWorker:
         self.learner: Learner | None = None
         self._losses: dict[str, float] = {}
         self._num_diverged = 0
-        self._num_labels_published = 0
+        self._published = (0, 0)  # step and labels of the last version
         self._accuracy: float | None = None
         self._is_stopping = False
         now_s = time.monotonic()
@@ -71,13 +71,14 @@ class TrainerWorker:
         while not self._is_stopping:
             self._look()
             num_encoded = self.feed.encode(self.settings.encode_batch)
-            if self._is_ready():
-                if max_steps is not None and self.learner is not None and self.learner.step_num >= max_steps:
-                    break
+            is_ready = self._is_ready()
+            if max_steps is not None and self.learner is not None and self.learner.step_num >= max_steps:
+                break
+            if is_ready and self._has_news():
                 self._learn()
-                self._save_and_publish()
             elif not num_encoded:
                 time.sleep(0.2)  # nothing to do until ingest stores more; the store has no bell
+            self._save_and_publish()
             self._report()
         self._save()
         if max_steps is not None:
@@ -97,6 +98,12 @@ class TrainerWorker:
             self.learner.set_input(self.feed.clutter_table(), scale=self._measure_scale())
             self._log.info("learning_starts", pairs=len(self.feed), shape=self.feed.contract.shape)
         return True
+
+    def _has_news(self) -> bool:
+        """Learning the same pairs ever again only learns them by heart: what helps is new scenes."""
+        assert self.learner is not None
+        num_learnt = self.learner.step_num * self.settings.batch_size
+        return num_learnt < self.settings.max_replays * self.feed.num_seen
 
     def _learn(self) -> None:
         """A few steps; a loss that is not finite undoes everything since the last checkpoint."""
@@ -143,9 +150,10 @@ class TrainerWorker:
         settings, learner = self.settings, self.learner
         if learner is None or learner.step_num < settings.min_publish_steps:
             return
-        if len(self.feed.labelled()) < settings.min_labels:
+        num_labels = len(self.feed.labelled())
+        if num_labels < settings.min_labels or self._published == (learner.step_num, num_labels):
             return
-        self._published_s = time.monotonic()
+        self._published_s, self._published = time.monotonic(), (learner.step_num, num_labels)
         self.feed.save_profiles()
         learner.set_input(self.feed.clutter_table())
         losses = {name: round(value, 4) for name, value in self._losses.items()}
@@ -170,6 +178,7 @@ class TrainerWorker:
                 "learner": self.learner.state(),
                 "contract": self.feed.contract.model_dump(mode="json"),
                 "sites": list(self.feed.sites),
+                "num_seen": self.feed.num_seen,
                 "losses": dict(self._losses),
                 "vision_id": self._vision.id,
                 "sampler": self._rng.bit_generator.state,
@@ -194,6 +203,7 @@ class TrainerWorker:
             return
         self.feed.contract = contract
         self.feed.sites = list(state["sites"])
+        self.feed.num_seen = max(self.feed.num_seen, state["num_seen"])
         self._rng.bit_generator.state = state["sampler"]
         self._losses = dict(state["losses"])
         self._accuracy = state["accuracy"]

@@ -85,4 +85,4 @@ def test_sgd_with_cosine_runs_the_same_step(settings, feed) -> None:
     )
     steps(learner, feed, 9, rng=np.random.default_rng(0))
     assert 0 < learner.optimizer.param_groups[0]["lr"] < settings.learning_rate
-    assert float(learner.log_scale.exp()) == pytest.approx(1 / 0.07, rel=1e-4)
+    assert float(learner.log_scale.exp()) == pytest.approx(1 / 0.2, rel=1e-4)
