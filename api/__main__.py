@@ -1,11 +1,12 @@
 """`python -m api`: the model server as a process."""
 
-import argparse
 import signal
 import socket
 import sys
 from types import FrameType
+from typing import Annotated, Any
 
+import typer
 import uvicorn
 from fastapi import FastAPI
 
@@ -35,14 +36,22 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; then finish what is in flight and return 0."""
-    parser = argparse.ArgumentParser(prog="python -m api", description="The Echosight model server.")
-    parser.add_argument("--host", help="address to listen on (ECHOSIGHT_API_HOST)")
-    parser.add_argument("--port", type=int, help="port to listen on, 0: any free one (ECHOSIGHT_API_PORT)")
-    given = {
-        f"api_{name}": value for name, value in vars(parser.parse_args(arguments)).items() if value is not None
-    }
+def main(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: ECHOSIGHT_API_HOST.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on, 0: any free one. Default: ECHOSIGHT_API_PORT.")
+    ] = None,
+) -> None:
+    """Classify posted radar heatmaps by the champion of the model registry; take over what the trainer publishes.
+
+    Ready (GET /readyz) once a model has answered. SIGTERM: finish what is in flight, then end. Other settings come
+    from the environment (ECHOSIGHT_*); README.md lists them.
+    """
+    given = {"api_host": host, "api_port": port}
+    raise typer.Exit(_run({name: value for name, value in given.items() if value is not None}))
+
+
+def _run(given: dict[str, Any]) -> int:
     try:
         settings = ApiSettings.read(**given)
     except SettingsError as error:
@@ -78,4 +87,4 @@ def _uvicorn_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

@@ -122,6 +122,9 @@ def status(
     table.add_row("now", newest.line(champion=aliases.get("champion")))
     for name, count in sorted((found["ingest"] or {}).get("counts", {}).items()):
         table.add_row(name, f"{count:,}")
+    if newest.events:
+        age_s = time.time() - max(event.get("at_s", 0.0) for event in newest.events.values())
+        table.add_row("heard", f"{age_s:.0f} s ago" + ("; is it running?" if age_s > 30 else ""))
     _console.print(table)
 
 

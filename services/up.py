@@ -141,8 +141,9 @@ class Supervisor:
         self._console.print("Ctrl-C stops everything. The first model comes after some minutes.\n")
 
     def _watch(self, environment: dict[str, str], events: EventLog) -> None:
-        status, last_id = Status(), "0-0"
+        status = Status()
         registry = Registry(self._settings.registry_dir, self._settings.model_name)
+        last_id = "$"  # from now on: what an earlier run said is no news
         while not self._stopping.wait(_STATUS_EVERY_S):
             for child in self._children:
                 self._keep_alive(child, environment)
@@ -154,7 +155,9 @@ class Supervisor:
                 self._console.print(f"[yellow]no status: {error}[/yellow]")
                 continue
             clock = time.strftime("%H:%M:%S")
-            self._console.print(f"[dim]{clock}[/dim]  {status.line(champion=champion)}", highlight=False)
+            self._console.print(
+                f"[dim]{clock}[/dim]  {status.line(champion=champion)}", highlight=False, soft_wrap=True
+            )
 
     def _start(self, child: _Child, environment: dict[str, str]) -> None:
         with child.log_path.open("ab") as log:

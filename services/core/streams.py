@@ -6,6 +6,7 @@ be decoded is buried in the site's dead-letter stream with its reason. docs/asyn
 
 import asyncio
 import itertools
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
@@ -327,7 +328,8 @@ class EventLog:
 
     def emit(self, kind: str, **values: Any) -> bool:
         """Publish one event; False when the server did not take it."""
-        body = orjson.dumps({"source": self._source, "kind": kind, **values}, option=orjson.OPT_SERIALIZE_NUMPY)
+        event = {"source": self._source, "kind": kind, "at_s": round(time.time(), 3), **values}
+        body = orjson.dumps(event, option=orjson.OPT_SERIALIZE_NUMPY)
         try:
             self._client.xadd(EVENTS, {"event": body}, maxlen=EVENTS_MAX_ENTRIES, approximate=True)
         except RedisError:

@@ -1,5 +1,7 @@
 """Handoff 1 on a real server: groups, acknowledgement, claiming, dead letters, caps."""
 
+import time
+
 import pytest
 
 from services.core.errors import BadFrameError, StreamsError
@@ -126,7 +128,7 @@ def test_events_are_read_from_where_one_left_off(redis_url) -> None:
     last_id, _ = events.since("$")
     events.emit("after", loss=1.5)
     last_id, news = events.since(last_id)
-    assert news == [{"source": "test", "kind": "after", "loss": 1.5}]
+    assert news == [{"source": "test", "kind": "after", "at_s": pytest.approx(time.time(), abs=60), "loss": 1.5}]
     assert events.since(last_id)[1] == []
     events.close()
 
