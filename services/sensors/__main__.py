@@ -11,8 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import cv2
 import typer
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from services.core.errors import EchosightError, SettingsError
 from services.core.logs import configure_logs
@@ -312,6 +314,8 @@ def _settings(redis_url: str, **given: Any) -> SensorsSettings:
 
 def main() -> None:
     """Run the command line; a known error becomes one line and exit status 2, never a traceback."""
+    threadpool_limits(1)  # a frame's matrix products are small: shared by two cores they cost four times the CPU
+    cv2.setNumThreads(1)
     try:
         app()
     except EchosightError as error:

@@ -16,7 +16,7 @@ from services.sensors.preview import pick_moments, preview
 from services.sensors.publish import AS_FAST_AS_CONSUMED, Pace
 from services.sensors.recordings import FolderRecording
 from services.sensors.simulate import record_scene, scene_maker, simulation_settings, stream_scene
-from services.sensors.simulator import LabelSettings, Scene
+from services.sensors.simulator import LabelSettings, Scene, preview_row
 
 LABELS = LabelSettings(share=1.0, mistakes=0.0, delay_s=0.0)
 
@@ -125,6 +125,6 @@ def test_preview_shows_every_class_that_occurs(scene: Scene, tmp_path: Path) -> 
     preview(scene, tmp_path / "look.png", seconds=5)
     assert cv2.imread(str(tmp_path / "look.png")).std() > 10
     preview(scene, tmp_path / "look.mp4", seconds=0.3)
-    assert cv2.VideoCapture(str(tmp_path / "look.mp4")).read()[1].shape == (448, 3 * 448, 3)
+    assert cv2.VideoCapture(str(tmp_path / "look.mp4")).read()[1].shape == preview_row(scene, 0.0).shape
     with pytest.raises(SettingsError, match=r"\.png or \.mp4"):
         preview(scene, tmp_path / "look.gif", seconds=1)
