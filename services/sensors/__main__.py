@@ -75,8 +75,12 @@ def simulate(
     camera_fps: Annotated[float | None, typer.Option(help="Camera frames a second.")] = None,
     label_share: Annotated[float | None, typer.Option(help="Share of radar frames that get a label.")] = None,
     label_mistakes: Annotated[float | None, typer.Option(help="Share of those that are wrong.")] = None,
-    trouble: Annotated[
-        list[str] | None, typer.Option(help="Such as radar.drop_share=0.1 or camera.clock_offset_s=0.02; repeat.")
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A number of radar, camera or traffic: radar.drop_share=0.1, radar.tx_power_dbm=6; repeat.",
+        ),
     ] = None,
     redis_url: RedisOption = "",
     as_json: JsonOption = False,
@@ -93,7 +97,7 @@ def simulate(
 
       echosight simulate --site street --preview street.png        look at it
 
-      echosight simulate --publish --trouble radar.drop_share=0.1  try ingest
+      echosight simulate --publish --set radar.drop_share=0.1      try ingest
     """
     from services.sensors.simulate import record_scene, scene_maker, simulation_settings
     from services.sensors.simulator import LabelSettings, list_sites
@@ -113,7 +117,7 @@ def simulate(
         label_mistakes=label_mistakes,
     )
     simulation = simulation_settings(
-        radar=radar, radar_fps=settings.radar_fps, camera_fps=settings.camera_fps, troubles=tuple(trouble or ())
+        radar=radar, radar_fps=settings.radar_fps, camera_fps=settings.camera_fps, changes=tuple(changes or ())
     )
     labels = LabelSettings(share=settings.label_share, mistakes=settings.label_mistakes)
     if seed is None:

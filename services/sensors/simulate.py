@@ -17,7 +17,6 @@ from services.sensors.publish import Pace, Published, PublisherLike, publish
 from services.sensors.recordings import RecordingReport, write_folder
 from services.sensors.simulator import (
     RADARS,
-    DeliverySettings,
     LabelSettings,
     Scene,
     SimulationSettings,
@@ -25,42 +24,50 @@ from services.sensors.simulator import (
 )
 
 SceneMaker = Callable[[int], Scene]
+_GROUPS = {"radar": ("radar_delivery", "radar"), "camera": ("camera_delivery", "camera"), "traffic": ("traffic",)}
+"""What `--set` can change: for each group, the settings that its names are looked up in."""
 
 
 def simulation_settings(
-    *, radar: str, radar_fps: float, camera_fps: float, troubles: tuple[str, ...] = ()
+    *, radar: str, radar_fps: float, camera_fps: float, changes: tuple[str, ...] = ()
 ) -> SimulationSettings:
-    """Settings out of options. troubles: "radar.drop_share=0.1" and the like, on top of good sensors.
+    """Settings out of options. changes: "radar.drop_share=0.1", "radar.tx_power_dbm=6", "traffic.stop_share=0".
 
     Raises SettingsError.
     """
     if radar not in RADARS:
         raise SettingsError(f"radar is {radar!r}", remedy=f"use one of {', '.join(RADARS)}")
     good = SimulationSettings()
-    deliveries = {
-        "radar": replace(good.radar_delivery, rate_hz=radar_fps),
-        "camera": replace(good.camera_delivery, rate_hz=camera_fps),
-    }
-    for trouble in troubles:
-        sensor, _, rest = trouble.partition(".")
-        name, _, value = rest.partition("=")
-        names = [field.name for field in fields(DeliverySettings)]
-        if sensor not in deliveries or name not in names:
-            raise SettingsError(
-                f"trouble is {trouble!r}",
-                remedy=f"write radar.NAME=VALUE or camera.NAME=VALUE, {', '.join(names)}",
-            )
-        try:
-            number = float(value)
-        except ValueError:
-            raise SettingsError(f"trouble is {trouble!r}", remedy="give it a number") from None
-        deliveries[sensor] = replace(deliveries[sensor], **{name: number})
-    return replace(
+    settings = replace(
         good,
         radar=RADARS[radar],
-        radar_delivery=deliveries["radar"],
-        camera_delivery=deliveries["camera"],
+        radar_delivery=replace(good.radar_delivery, rate_hz=radar_fps),
+        camera_delivery=replace(good.camera_delivery, rate_hz=camera_fps),
     )
+    for change in changes:
+        settings = _changed(settings, change)
+    return settings
+
+
+def _changed(settings: SimulationSettings, change: str) -> SimulationSettings:
+    """`settings` with one number changed, in the group that has a number of that name."""
+    group, _, rest = change.partition(".")
+    name, _, value = rest.partition("=")
+    if group not in _GROUPS:
+        raise SettingsError(f"--set {change!r}", remedy=f"write GROUP.NAME=VALUE, GROUP of {', '.join(_GROUPS)}")
+    known = []
+    for part in _GROUPS[group]:
+        current = getattr(settings, part)
+        numbers = {f.name: type(getattr(current, f.name)) for f in fields(current)}
+        numbers = {field: kind for field, kind in numbers.items() if kind in (int, float)}
+        known += list(numbers)
+        if name in numbers:
+            try:
+                number = numbers[name](value)
+            except ValueError:
+                raise SettingsError(f"--set {change!r}", remedy="give it a number") from None
+            return replace(settings, **{part: replace(current, **{name: number})})
+    raise SettingsError(f"--set {change!r}", remedy=f"{group} has {', '.join(known)}")
 
 
 def scene_maker(site: str, *, seed: int, settings: SimulationSettings) -> SceneMaker:

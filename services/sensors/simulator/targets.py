@@ -1,7 +1,8 @@
 """Road users as the radar meets them: extended targets of point scatterers that move with limbs and wheels.
 
-Mean radar cross-sections lie within what is published for 77 GHz: a pedestrian about -8 dBsm, a cyclist some 8 dB
-above, a car about 10 dBsm and far more when seen square on. It does not know the radar.
+Mean radar cross-sections are chosen, not measured: a pedestrian -8 dBsm, a cyclist 8 dB above, a car 9 dBsm and
+far more when seen square on; each body spreads around its mean. They set how hard the classes are to tell apart
+(EXPERIMENTS.md). It does not know the radar.
 """
 
 from dataclasses import dataclass

@@ -49,7 +49,7 @@ def test_options_become_settings() -> None:
         radar="iwr6843_60ghz",
         radar_fps=5,
         camera_fps=20,
-        troubles=("radar.drop_share=0.1", "camera.clock_offset_s=0.02"),
+        changes=("radar.drop_share=0.1", "camera.clock_offset_s=0.02"),
     )
     assert settings.radar.name == "iwr6843_60ghz"
     assert (settings.radar_delivery.rate_hz, settings.radar_delivery.drop_share) == (5, 0.1)
@@ -60,10 +60,10 @@ def test_options_become_settings() -> None:
     ("given", "named"),
     [
         ({"radar": "sonar"}, "cruw_77ghz"),
-        ({"troubles": ("lidar.drop_share=1",)}, "radar.NAME=VALUE"),
-        ({"troubles": ("radar.mood=1",)}, "drop_share"),
-        ({"troubles": ("radar.drop_share=some",)}, "give it a number"),
-        ({"troubles": ("radar.drop_share=2",)}, "share from 0 to 1"),
+        ({"changes": ("lidar.drop_share=1",)}, "GROUP.NAME=VALUE"),
+        ({"changes": ("radar.mood=1",)}, "drop_share"),
+        ({"changes": ("radar.drop_share=some",)}, "give it a number"),
+        ({"changes": ("radar.drop_share=2",)}, "share from 0 to 1"),
         ({"radar_fps": 0.0}, "rate_hz"),
     ],
 )
