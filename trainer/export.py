@@ -15,12 +15,12 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 import typer
+from safetensors.torch import load_file
 
-from services.core.errors import EchosightError, ExportError
-from services.core.registry import Manifest, Parity, Registry
+from services.core.errors import EchosightError, ExportError, RegistryError
+from services.core.registry import CHECKPOINT_FILE, Manifest, Parity, Registry
 from services.core.store import StoreReader
-from trainer.radar import RadarClassifier
-from trainer.release import load_classifier
+from trainer.radar import LinearHead, Preprocess, RadarClassifier, build_encoder
 
 BATCH_SIZES = (1, 8)
 MAX_PROBABILITY_ERROR = 1e-3
@@ -83,6 +83,23 @@ def to_onnx(classifier: RadarClassifier, path: Path, *, shape: tuple[int, ...]) 
             dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
             dynamo=False,
         )
+
+
+def load_classifier(directory: Path, manifest: Manifest) -> RadarClassifier:
+    """A published version as a torch module on the CPU. Raises RegistryError if its file is damaged."""
+    shape = (manifest.input.shape[0], manifest.input.shape[1], manifest.input.shape[2])
+    classifier = RadarClassifier(
+        Preprocess(len(manifest.sites) - 1, shape),
+        build_encoder(manifest.architecture, shape),
+        LinearHead(manifest.architecture["feature_dim"], len(manifest.classes)),
+    )
+    try:
+        classifier.load_state_dict(load_file(directory / CHECKPOINT_FILE))
+    except Exception as error:  # safetensors has its own error types, and so has a shape that does not fit
+        raise RegistryError(
+            f"cannot load {directory / CHECKPOINT_FILE}: {error}", remedy="publish again; this version is damaged"
+        ) from None
+    return classifier.eval()
 
 
 def compare(classifier: RadarClassifier, path: Path, heatmap: Array, site: npt.NDArray[np.int64]) -> Parity:

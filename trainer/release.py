@@ -5,25 +5,22 @@ import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from services.core.errors import RegistryError
 from services.core.frames import CLASSES, Label
 from services.core.registry import CHECKPOINT_FILE, Manifest, Registry
 from services.core.store import StoredPair
 from trainer.feed import Feed
 from trainer.head import HeadFit, fit_head
 from trainer.learner import Learner
-from trainer.radar import LinearHead, Preprocess, RadarClassifier, build_encoder
+from trainer.radar import LinearHead, RadarClassifier
 
 _BLOCK_NS = 10_000_000_000
 _FEATURE_BATCH = 128
-_MAX_LABELS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,6 @@ def publish_release(
 ) -> Release | None:
     """Train a head on the labelled pairs and publish; None if there are no labels to train on."""
     labelled = feed.labelled()
-    labelled = labelled[:: 1 + len(labelled) // _MAX_LABELS]  # evenly over sites and times
     if not labelled:
         return None
     fit = train_head(learner, feed, labelled)
@@ -86,23 +82,6 @@ def train_head(learner: Learner, feed: Feed, labelled: list[tuple[StoredPair, La
 
 def classifier_of(learner: Learner, head: LinearHead) -> RadarClassifier:
     return copy.deepcopy(RadarClassifier(learner.preprocess, learner.average, head)).cpu().eval()
-
-
-def load_classifier(directory: Path, manifest: Manifest) -> RadarClassifier:
-    """A published version as a torch module on the CPU. Raises RegistryError if its file is damaged."""
-    shape = (manifest.input.shape[0], manifest.input.shape[1], manifest.input.shape[2])
-    classifier = RadarClassifier(
-        Preprocess(len(manifest.sites) - 1, shape),
-        build_encoder(manifest.architecture, shape),
-        LinearHead(manifest.architecture["feature_dim"], len(manifest.classes)),
-    )
-    try:
-        classifier.load_state_dict(load_file(directory / CHECKPOINT_FILE))
-    except Exception as error:  # safetensors has its own error types, and so has a shape that does not fit
-        raise RegistryError(
-            f"cannot load {directory / CHECKPOINT_FILE}: {error}", remedy="publish again; this version is damaged"
-        ) from None
-    return classifier.eval()
 
 
 def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
