@@ -21,6 +21,7 @@ ImageEncoding = Literal["jpeg", "png"]
 HEATMAP_DTYPES = ("float16", "float32", "uint8")
 MAX_HEATMAP_BYTES = 8 * 1024 * 1024
 MAX_IMAGE_BYTES = 16 * 1024 * 1024
+DEFAULT_WINDOW_MS = 50
 SITE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -85,6 +86,11 @@ class Label:
 
 
 Frame = RadarFrame | CameraFrame | Label
+
+
+def window_ns(window_ms: int) -> int:
+    """How far apart two frames may be and still be one instant, in whole milliseconds: 31 takes 31.9, not 32.0."""
+    return (window_ms + 1) * 1_000_000 - 1
 
 
 def check_site(site: str) -> str:

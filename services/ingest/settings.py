@@ -4,6 +4,7 @@ import socket
 
 from pydantic import Field
 
+from services.core.frames import DEFAULT_WINDOW_MS
 from services.core.settings import CoreSettings
 from services.core.store import StoreLimits
 
@@ -14,7 +15,12 @@ class IngestSettings(CoreSettings):
     sites: str = Field(
         default="", description="comma-separated sites to ingest; empty: all that have a radar stream"
     )
-    window_ms: float = Field(default=50.0, gt=0, le=10_000, description="farthest apart that a pair may be, ms")
+    window_ms: int = Field(
+        default=DEFAULT_WINDOW_MS,
+        ge=1,
+        le=10_000,
+        description="farthest apart that a pair may be, whole ms: 31 takes 31.9",
+    )
     grace_ms: float = Field(
         default=100.0, ge=0, le=60_000, description="how far out of order a sensor may deliver, ms"
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.core.errors import BadFrameError, StoreError
-from services.core.frames import CameraFrame, Label, RadarFrame
+from services.core.frames import CameraFrame, Label, RadarFrame, window_ns
 from services.core.logs import Log
 from services.core.store import Pair, StoreWriter
 from services.core.streams import Consumer, Delivery, EventLog, Kind, StreamsLost
@@ -213,7 +213,7 @@ class IngestWorker:
     def _matcher(self, site: str) -> Matcher[Delivery]:
         if site not in self._matchers:
             self._matchers[site] = Matcher(
-                window_ns=round(self._settings.window_ms * 1e6),
+                window_ns=window_ns(self._settings.window_ms),
                 grace_ns=round(self._settings.grace_ms * 1e6),
                 idle_timeout_s=self._settings.idle_timeout_s,
                 now_s=time.monotonic(),

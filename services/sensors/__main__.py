@@ -17,12 +17,12 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from services.core.errors import EchosightError, SettingsError
+from services.core.frames import DEFAULT_WINDOW_MS
 from services.core.logs import configure_logs
 from services.sensors.console import print_error, progress
 from services.sensors.publish import AS_FAST_AS_CONSUMED
 from services.sensors.recordings import FORMATS, ListedRecording, ReadOptions, open_recording
 from services.sensors.recordings.base import WHOLE_TURN_DEG, Chirps, RadarView
-from services.sensors.recordings.doctor import DEFAULT_WINDOW_MS
 from services.sensors.settings import SensorsSettings
 
 app = typer.Typer(
@@ -217,7 +217,7 @@ def doctor(
         str, typer.Option("--format", help="Instead of finding out: " + ", ".join(FORMATS))
     ] = "",
     window_ms: Annotated[
-        float, typer.Option(min=0.001, help="Count pairs at most this far apart.")
+        int, typer.Option(min=1, help="Count pairs at most this far apart, whole milliseconds.")
     ] = DEFAULT_WINDOW_MS,
     picture: Annotated[Path, typer.Option(help="Write the picture here.")] = Path("doctor.png"),
     radar: RadarOption = "polar",

@@ -33,6 +33,7 @@ _SMALL = {
     "ECHOSIGHT_EXCLUDE_WITHIN_S": "0",
     "ECHOSIGHT_MIN_FREE_BYTES": "0",
     "ECHOSIGHT_POLL_INTERVAL_S": "0.5",
+    "ECHOSIGHT_WINDOW_MS": "31",
 }
 
 
@@ -79,7 +80,11 @@ def test_real_recording_is_paired_learnt_and_classified(tmp_path: Path) -> None:
         def counted() -> dict[str, int] | None:
             ingest = echosight("status", environment=environment)["ingest"] or {}
             counts: dict[str, int] = ingest.get("counts", {})
-            return counts if counts.get("radar.no_partner", 0) + counts.get("radar.paired", 0) == 18 else None
+            decided = {
+                side: sum(n for name, n in counts.items() if name.startswith(side)) for side in ("radar", "camera")
+            }
+            is_stored = counts.get("stored") == counts.get("radar.paired")
+            return counts if decided == {"radar": 18, "camera": 50} and is_stored else None
 
         counts = wait_for(counted, timeout_s=30, what="decision about every frame")
         assert counts["radar.paired"] == counts["stored"] == 14

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from services.core.errors import RecordingError
-from services.core.frames import CLASSES, CameraFrame, Label, RadarFrame
+from services.core.frames import CLASSES, DEFAULT_WINDOW_MS, CameraFrame, Label, RadarFrame, window_ns
 from services.sensors.recordings.base import CorruptFile, Recording, RecordingReport
 from services.sensors.recordings.files import decode_image
 
-DEFAULT_WINDOW_MS = 50.0
 """What ingest uses unless told otherwise, so that the count here foretells it."""
 GAP_STEPS = 1.5
 """A step longer than this many median steps is a gap: at least one frame is not there."""
@@ -56,7 +55,7 @@ class Clockwork:
 class Pairing:
     """Radar against camera. offsets: camera minus radar, nearest image, where both sensors run."""
 
-    window_ms: float
+    window_ms: int
     num_pairs: int = 0
     num_unpaired_radar: int = 0
     num_unpaired_camera: int = 0
@@ -110,7 +109,7 @@ class Examples:
 def examine(
     recording: Recording,
     *,
-    window_ms: float = DEFAULT_WINDOW_MS,
+    window_ms: int = DEFAULT_WINDOW_MS,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Examination, Examples]:
     """Read the whole recording once. Raises RecordingError when there is nothing to read."""
@@ -125,7 +124,7 @@ def examine(
                 seen.classes[frame.label] += 1
         on_progress(number)
     radar_ns, camera_ns = np.array(seen.radar_ns, np.int64), np.array(seen.camera_ns, np.int64)
-    pairs = pair_nearest(radar_ns, camera_ns, window_ns=round(window_ms * 1e6))
+    pairs = pair_nearest(radar_ns, camera_ns, window_ns=window_ns(window_ms))
     origin_ns = min([*seen.radar_ns[:1], *seen.camera_ns[:1]], default=0)
     report = recording.report()
     found = Examination(
@@ -281,7 +280,7 @@ def _apart_ns(radar: RadarFrame, camera: CameraFrame) -> int:
     return abs(camera.captured_at_ns - radar.captured_at_ns)
 
 
-def _pairing(radar_ns: Times, camera_ns: Times, *, num_pairs: int, window_ms: float) -> Pairing:
+def _pairing(radar_ns: Times, camera_ns: Times, *, num_pairs: int, window_ms: int) -> Pairing:
     unpaired_radar, unpaired_camera = len(radar_ns) - num_pairs, len(camera_ns) - num_pairs
     if len(radar_ns) == 0 or len(camera_ns) == 0:
         return Pairing(window_ms, num_pairs, unpaired_radar, unpaired_camera)

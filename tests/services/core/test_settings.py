@@ -33,7 +33,7 @@ def test_environment_is_read_with_the_prefix(monkeypatch) -> None:
     monkeypatch.setenv("ECHOSIGHT_WINDOW_MS", "31")
     settings = IngestSettings.read()
     assert settings.store_dir == Path("/somewhere/store")
-    assert settings.window_ms == 31.0
+    assert settings.window_ms == 31
 
 
 def test_argument_wins_over_the_environment(monkeypatch) -> None:

@@ -51,7 +51,7 @@ def camera(at_ms: float, *, image: bytes = JPEG) -> CameraFrame:
     return CameraFrame("yard", round(at_ms), round(at_ms * MS), image=image, shape=(8, 12, 3))
 
 
-def found(frames: Sequence[Frame], *, window_ms: float = 20) -> Examination:
+def found(frames: Sequence[Frame], *, window_ms: int = 20) -> Examination:
     return examine(Played(frames), window_ms=window_ms)[0]
 
 
@@ -166,7 +166,7 @@ def test_finds_out_the_format(radiate: Path, cruw: Path, tmp_path: Path) -> None
 
 @needs_radiate
 def test_real_sample_is_understood(radiate_dir: Path) -> None:
-    examination, examples = examine(open_recording(radiate_dir), window_ms=33)
+    examination, examples = examine(open_recording(radiate_dir), window_ms=31)
     assert examination.radar.rate_hz == pytest.approx(4.04, abs=0.01)
     assert examination.camera.rate_hz == pytest.approx(14.98, abs=0.01)
     assert examination.pairing.num_pairs == 14

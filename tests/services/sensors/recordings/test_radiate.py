@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from services.core.errors import RecordingError, SettingsError
-from services.core.frames import CameraFrame, Label, RadarFrame
+from services.core.frames import CameraFrame, Label, RadarFrame, window_ns
 from services.sensors.recordings import RadiateRecording
 from services.sensors.recordings.doctor import pair_nearest
 from services.sensors.recordings.radiate import ahead, majority
@@ -170,9 +170,9 @@ def test_real_sample_pairs_radar_frames_4_to_17(radiate_dir: Path) -> None:
     radar = [frame for frame in frames if isinstance(frame, RadarFrame)]
     radar_ns = np.array([frame.captured_at_ns for frame in radar])
     camera_ns = np.array([frame.captured_at_ns for frame in frames if isinstance(frame, CameraFrame)])
-    pairs = pair_nearest(radar_ns, camera_ns, window_ns=31_500_000)
+    pairs = pair_nearest(radar_ns, camera_ns, window_ns=window_ns(31))
     assert [radar[index].seq for index, _ in pairs] == list(range(4, 18))
-    # The farthest of them is 31.084 ms apart: 31 when rounded, and outside of a window of exactly 31 ms.
+    # The farthest of them is 31.084 ms apart: 31 in whole milliseconds, as windows are meant.
     farthest_ns = max(abs(int(camera_ns[camera] - radar_ns[index])) for index, camera in pairs)
     assert farthest_ns == 31_084_236
 
