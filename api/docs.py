@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; color: #1a2430 }
-pre, code { background: #f2f4f7; border-radius: 4px } pre { padding: .7em; overflow: auto }
+pre, code { background: #f2f4f7; border-radius: 4px } pre { padding: .7em; white-space: pre-wrap }
 h2 { border-top: 1px solid #d5dae1; padding-top: 1rem } td { padding: .1rem 1rem .1rem 0; vertical-align: top }
 """
 
@@ -60,6 +60,4 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
 
 def _examples(content: dict[str, Any]) -> str:
     values = [example["value"] for example in content.get("examples", {}).values()]
-    return "".join(
-        f"<pre>{escape(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())}</pre>" for value in values
-    )
+    return "".join(f"<pre>{escape(orjson.dumps(value).decode())}</pre>" for value in values)

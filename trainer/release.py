@@ -21,6 +21,7 @@ from trainer.radar import LinearHead, RadarClassifier
 
 _BLOCK_NS = 10_000_000_000
 _FEATURE_BATCH = 128
+_MAX_LABELS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ def publish_release(
 ) -> Release | None:
     """Train a head on the labelled pairs and publish; None if there are no labels to train on."""
     labelled = feed.labelled()
+    labelled = labelled[:: 1 + len(labelled) // _MAX_LABELS]  # evenly over sites and times
     if not labelled:
         return None
     fit = train_head(learner, feed, labelled)
