@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.core.errors import SettingsError
+from trainer.vgg import vgg16_to_fourth_layer
 
 _MAX_CELLS = 128 * 64  # what the small encoder's stem works at; larger maps are pooled down to it first
 
@@ -87,8 +88,6 @@ class Vgg16Encoder(nn.Module):
 
     def __init__(self, *, weights: str = "") -> None:
         super().__init__()
-        from trainer.vision import vgg16_to_fourth_layer
-
         self.net = vgg16_to_fourth_layer(weights, from_hub=False)
         self.feature_dim = 4096
 

@@ -1,9 +1,7 @@
 """Frozen image encoders with ImageNet weights. They never learn and never leave eval mode."""
 
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import cv2
 import numpy as np
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from services.core.errors import SettingsError
 from services.core.frames import CameraFrame
+from trainer.vgg import load_state_dict, vgg16_to_fourth_layer
 
 IMAGE_PX = 224
 Images = npt.NDArray[np.uint8]
@@ -95,46 +94,8 @@ def _vgg16(weights: str) -> VisionEncoder:
     return VisionEncoder(net, name="vgg16", dim=4096, mean=mean, std=std)
 
 
-def vgg16_to_fourth_layer(weights: str, *, from_hub: bool) -> nn.Module:
-    """VGG-16 with `classifier[:4]`. weights: a state dict file, or "" for the hub's or random ones."""
-    from torchvision.models import VGG16_Weights, vgg16
-
-    try:
-        net = vgg16(weights=VGG16_Weights.IMAGENET1K_V1 if from_hub else None)
-    except OSError as error:
-        raise SettingsError(
-            f"cannot download VGG-16 weights: {error}",
-            remedy="download vgg16-397923af.pth elsewhere and name it in ECHOSIGHT_VISION_WEIGHTS",
-        ) from None
-    if weights:
-        try:
-            net.load_state_dict(load_state_dict(weights))
-        except RuntimeError as error:
-            raise SettingsError(
-                f"{weights} does not hold VGG-16 weights: {str(error)[:200]}", remedy="use torchvision's file"
-            ) from None
-    net.classifier = net.classifier[:4]
-    loaded: nn.Module = net
-    return loaded
-
-
-def load_state_dict(path: str) -> dict[str, Tensor]:
-    """A dict of tensors from a file; nothing else can be in it. Raises SettingsError."""
-    if not Path(path).is_file():
-        raise SettingsError(f"weights file {path} does not exist", remedy="check ECHOSIGHT_VISION_WEIGHTS")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
-        raise SettingsError(f"cannot read weights {path}: {error}", remedy="name a state dict file") from None
-    return state
-
-
-def decode_images(frames: Sequence[CameraFrame]) -> list[Images | None]:
-    """Each frame as (224, 224, 3) uint8 RGB, the whole field of view squeezed; None where it is damaged."""
-    return [decode_image(frame) for frame in frames]
-
-
 def decode_image(frame: CameraFrame) -> Images | None:
+    """(224, 224, 3) uint8 RGB, the whole field of view squeezed into the square; None where it is damaged."""
     try:
         if frame.encoding == "jpeg":  # decoded at the smallest scale that still covers the network's input
             rgb = simplejpeg.decode_jpeg(frame.image, min_height=IMAGE_PX, min_width=IMAGE_PX)

@@ -10,7 +10,8 @@ import torch
 
 from services.core.errors import SettingsError
 from services.core.frames import CameraFrame
-from trainer.vision import decode_image, load_vision_encoder, vgg16_to_fourth_layer
+from trainer.vgg import vgg16_to_fourth_layer
+from trainer.vision import decode_image, load_vision_encoder
 
 
 def picture() -> np.ndarray:
