@@ -50,7 +50,13 @@ def export(registry: Registry, version: int, *, store_dir: Path) -> Parity:
     heatmap, site = _stored_frames(store_dir, manifest, num=max(BATCH_SIZES))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model.onnx"
-        to_onnx(classifier, path, shape=manifest.input.shape)
+        try:
+            to_onnx(classifier, path, shape=manifest.input.shape)
+        except Exception as error:  # the exporter raises many kinds, with pages of text
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise ExportError(
+                f"torch cannot write this network as ONNX: {reason}", remedy="use a supported encoder"
+            ) from error
         parity = compare(classifier, path, heatmap, site)
         if parity.max_abs_probability_error > parity.max_allowed or parity.num_label_changes:
             raise ExportError(

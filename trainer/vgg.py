@@ -31,6 +31,7 @@ def vgg16_to_fourth_layer(weights: str, *, from_hub: bool) -> nn.Module:
                 f"{weights} does not hold VGG-16 weights: {str(error)[:200]}", remedy="use torchvision's file"
             ) from None
     net.classifier = net.classifier[:4]
+    net.avgpool = nn.Identity()  # at 224 px the map is 7 x 7 already; ONNX has no pooling to a size
     loaded: nn.Module = net
     return loaded
 

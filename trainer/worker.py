@@ -111,6 +111,8 @@ class TrainerWorker:
         settings = self.settings
         self.learner.set_input(self.feed.clutter_table())
         for _ in range(_STEPS_A_ROUND):
+            if self._is_stopping:  # a step of a large encoder takes seconds
+                return
             batch = self.feed.batch(
                 settings.batch_size,
                 fresh_share=settings.fresh_share,
