@@ -12,7 +12,7 @@ import torch
 from services.core.files import write_atomically
 from services.core.logs import Log
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 class Checkpoints:

@@ -178,14 +178,23 @@ class Feed:
         found = [(pair, label) for pair, label in self.reader.labelled() if (pair.site, pair.id) in self._samples]
         return sorted(found, key=lambda item: (item[0].site, item[0].id))
 
+    @property
+    def num_labels(self) -> int:
+        return len(self.reader.labelled())
+
     def clutter_table(self) -> npt.NDArray[np.float32]:
-        """(1 + S, C, R, A): the mean over sites, then each site's map in the order of `sites`."""
-        maps = np.stack([self.profiles[site].clutter for site in self.sites])
-        return np.concatenate([maps.mean(0, keepdims=True), maps])
+        """(1 + S, C, R, A): the mean over sites, then each site's map in the order of `sites`.
+
+        A site that the store has dropped keeps its place, with an empty map.
+        """
+        profiles = [self._profile(site) for site in self.sites]
+        known = [profile.clutter for profile in profiles if profile.num_frames] or [profiles[0].clutter]
+        return np.stack([np.mean(known, axis=0), *(profile.clutter for profile in profiles)])
 
     def save_profiles(self) -> None:
         for profile in self.profiles.values():
-            profile.save(self._dir)
+            if (self._dir / profile.site).is_dir():
+                profile.save(self._dir)
 
     def _admit(self, pair: StoredPair, vector: Vector) -> None:
         if pair.site not in self.sites:
@@ -216,7 +225,8 @@ class Feed:
 
     def _fits(self, radar: RadarFrame) -> bool:
         assert self.contract is not None
-        return _three_axes(radar).shape == self.contract.shape
+        of = (_three_axes(radar).shape, radar.unit, radar.channels)
+        return of == (self.contract.shape, self.contract.unit, self.contract.channels)
 
     def _cache(self, site: str) -> EncodingCache:
         if site not in self._caches:

@@ -56,6 +56,7 @@ class Learner:
         self.optimizer = self._make_optimizer()
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.step_num = 0
+        self.num_learnt = 0  # pairs, each as often as it was in a batch
 
     def step(self, batch: Batch) -> Contrast:
         """One optimizer step on Eq. 1. Raises DivergedError before the weights are touched."""
@@ -84,6 +85,7 @@ class Learner:
         self.optimizer.step()
         self.queue.push(nn.functional.normalize(k, dim=1), scenes)
         self.step_num += 1
+        self.num_learnt += len(k)
         self._update_average()
         return contrast
 
@@ -105,6 +107,8 @@ class Learner:
         """Tensors and plain values only."""
         return {
             "step_num": self.step_num,
+            "num_learnt": self.num_learnt,
+            "optimizer_name": self.settings.optimizer,
             "encoder": self.encoder.state_dict(),
             "projection": self.projection.state_dict(),
             "average": self.average.state_dict(),
@@ -116,16 +120,20 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`. Raises RuntimeError if it is of another architecture."""
+        """Go on from `state`, under the settings of now. Raises RuntimeError if it is of another architecture."""
         self.encoder.load_state_dict(state["encoder"])
         self.projection.load_state_dict(state["projection"])
         self.average.load_state_dict(state["average"])
-        self.log_scale.data.copy_(state["log_scale"])
+        if self.settings.learn_temperature:
+            self.log_scale.data.copy_(state["log_scale"])
         self.queue.load_state_dict(state["queue"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer_name"] == self.settings.optimizer:
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group, fresh in zip(self.optimizer.param_groups, self._make_optimizer().param_groups, strict=True):
+                group.update({name: value for name, value in fresh.items() if name != "params"})
         self.generator.set_state(state["generator"])
         self.preprocess.scale.copy_(state["scale"])
-        self.step_num = state["step_num"]
+        self.step_num, self.num_learnt = state["step_num"], state["num_learnt"]
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         settings = self.settings

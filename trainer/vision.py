@@ -15,6 +15,7 @@ from services.core.frames import CameraFrame
 from trainer.vgg import load_state_dict, vgg16_to_fourth_layer
 
 IMAGE_PX = 224
+_MAX_PIXELS = 32_000_000
 Images = npt.NDArray[np.uint8]
 
 
@@ -95,8 +96,13 @@ def _vgg16(weights: str) -> VisionEncoder:
 
 
 def decode_image(frame: CameraFrame) -> Images | None:
-    """(224, 224, 3) uint8 RGB, the whole field of view squeezed into the square; None where it is damaged."""
+    """(224, 224, 3) uint8 RGB, the whole field of view squeezed into the square.
+
+    None where it is damaged, huge, or of another size than it says: that is found out before it is unpacked.
+    """
     try:
+        if _size_of(frame) != frame.shape[:2] or frame.shape[0] * frame.shape[1] > _MAX_PIXELS:
+            return None
         if frame.encoding == "jpeg":  # decoded at the smallest scale that still covers the network's input
             rgb = simplejpeg.decode_jpeg(frame.image, min_height=IMAGE_PX, min_width=IMAGE_PX)
         else:
@@ -109,3 +115,13 @@ def decode_image(frame: CameraFrame) -> Images | None:
     if rgb.shape[:2] != (IMAGE_PX, IMAGE_PX):
         rgb = cv2.resize(rgb, (IMAGE_PX, IMAGE_PX), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(rgb)
+
+
+def _size_of(frame: CameraFrame) -> tuple[int, int]:
+    """(H, W) as the compressed file has it. Raises ValueError where there is none."""
+    if frame.encoding == "jpeg":
+        height, width, _, _ = simplejpeg.decode_jpeg_header(frame.image)
+        return height, width
+    if frame.image[12:16] != b"IHDR":
+        raise ValueError("no IHDR")
+    return int.from_bytes(frame.image[20:24], "big"), int.from_bytes(frame.image[16:20], "big")

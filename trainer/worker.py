@@ -54,6 +54,7 @@ class TrainerWorker:
         self._losses: dict[str, float] = {}
         self._num_diverged = 0
         self._published = (0, 0)  # step and labels of the last version
+        self._had_news = True
         self._accuracy: float | None = None
         self._is_stopping = False
         now_s = time.monotonic()
@@ -80,9 +81,9 @@ class TrainerWorker:
                 time.sleep(0.2)  # nothing to do until ingest stores more; the store has no bell
             self._save_and_publish()
             self._report()
-        self._save()
         if max_steps is not None:
             self.publish()
+        self._save()
 
     def _look(self) -> None:
         if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
@@ -102,8 +103,11 @@ class TrainerWorker:
     def _has_news(self) -> bool:
         """Learning the same pairs ever again only learns them by heart: what helps is new scenes."""
         assert self.learner is not None
-        num_learnt = self.learner.step_num * self.settings.batch_size
-        return num_learnt < self.settings.max_replays * self.feed.num_seen
+        has_news = self.learner.num_learnt < self.settings.max_replays * self.feed.num_seen
+        if has_news != self._had_news:
+            self._log.info("learning" if has_news else "waiting_for_new_pairs", pairs=self.feed.num_seen)
+            self._had_news = has_news
+        return has_news
 
     def _learn(self) -> None:
         """A few steps; a loss that is not finite undoes everything since the last checkpoint."""
@@ -126,8 +130,18 @@ class TrainerWorker:
                 self._log.error("diverged", reason=str(error), times=self._num_diverged)
                 if self._num_diverged > _MAX_DIVERGED:
                     raise
-                self._resume()
+                self._roll_back()
                 return
+
+    def _roll_back(self) -> None:
+        """The learner as it was at the last checkpoint; what is known of the store stays."""
+        assert self.learner is not None
+        self.learner = self._new_learner(self.learner.contract)
+        state = self._checkpoints.load()
+        if state is None:
+            self.learner.set_input(self.feed.clutter_table(), scale=self._measure_scale())
+        else:
+            self.learner.restore(state["learner"])
 
     def _note(self, contrast: Contrast) -> None:
         values = {
@@ -143,8 +157,9 @@ class TrainerWorker:
         now_s = time.monotonic()
         if now_s - self._saved_s >= self.settings.checkpoint_every_s:
             self._save()
-        first = not self.registry.versions()
-        if first or now_s - self._published_s >= self.settings.publish_every_s:
+        every_s = self.settings.publish_every_s if self._published[0] else _LOOK_EVERY_S
+        if now_s - self._published_s >= every_s:
+            self._published_s = now_s
             self.publish()
 
     def publish(self) -> None:
@@ -152,10 +167,10 @@ class TrainerWorker:
         settings, learner = self.settings, self.learner
         if learner is None or learner.step_num < settings.min_publish_steps:
             return
-        num_labels = len(self.feed.labelled())
+        num_labels = self.feed.num_labels
         if num_labels < settings.min_labels or self._published == (learner.step_num, num_labels):
             return
-        self._published_s, self._published = time.monotonic(), (learner.step_num, num_labels)
+        self._published = (learner.step_num, num_labels)
         self.feed.save_profiles()
         learner.set_input(self.feed.clutter_table())
         losses = {name: round(value, 4) for name, value in self._losses.items()}
@@ -185,6 +200,7 @@ class TrainerWorker:
                 "vision_id": self._vision.id,
                 "sampler": self._rng.bit_generator.state,
                 "accuracy": self._accuracy,
+                "published": list(self._published),
             }
         )
 
@@ -209,6 +225,7 @@ class TrainerWorker:
         self._rng.bit_generator.state = state["sampler"]
         self._losses = dict(state["losses"])
         self._accuracy = state["accuracy"]
+        self._published = (state["published"][0], state["published"][1])
         self.learner = learner
         self._log.info("resumed", step=learner.step_num)
 
@@ -237,7 +254,7 @@ class TrainerWorker:
             "pending": self.feed.num_pending,
             "skipped": self.feed.num_skipped,
             "needed": self.settings.min_pairs,
-            "labels": len(self.feed.labelled()),
+            "labels": self.feed.num_labels,
             "accuracy": self._accuracy,
             **{name: round(value, 4) for name, value in self._losses.items()},
         }

@@ -21,6 +21,8 @@ ImageEncoding = Literal["jpeg", "png"]
 HEATMAP_DTYPES = ("float16", "float32", "uint8")
 MAX_HEATMAP_BYTES = 8 * 1024 * 1024
 MAX_IMAGE_BYTES = 16 * 1024 * 1024
+MAX_ABS_VALUE = 10_000.0
+"""One absurd cell would stand in its site's clutter map for a long time."""
 DEFAULT_WINDOW_MS = 50
 SITE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -111,7 +113,7 @@ def check_label(label: str) -> str:
 
 
 def check_heatmap(heatmap: Heatmap) -> Heatmap:
-    """Return `heatmap` if it is (R, A) or (C, R, A), of a known dtype and finite. Raises BadFrameError."""
+    """Return `heatmap` if it is (R, A) or (C, R, A), of a known dtype and bounded. Raises BadFrameError."""
     if heatmap.dtype.name not in HEATMAP_DTYPES:
         raise BadFrameError(
             f"heatmap dtype is {heatmap.dtype.name}", remedy=f"send one of {', '.join(HEATMAP_DTYPES)}"
@@ -120,10 +122,22 @@ def check_heatmap(heatmap: Heatmap) -> Heatmap:
         raise BadFrameError(
             f"heatmap shape is {heatmap.shape}", remedy="send (range, azimuth) or (channel, range, azimuth)"
         )
-    if heatmap.dtype != np.uint8 and not np.isfinite(heatmap).all():
+    if heatmap.dtype != np.uint8 and not _is_bounded(heatmap):
         bad = int(np.count_nonzero(~np.isfinite(heatmap)))
+        if bad:
+            raise BadFrameError(
+                f"heatmap has {bad} of {heatmap.size} values that are not finite",
+                remedy="replace NaN and infinity before posting, by the noise floor for instance",
+            )
         raise BadFrameError(
-            f"heatmap has {bad} of {heatmap.size} values that are not finite",
-            remedy="replace NaN and infinity before posting, by the noise floor for instance",
+            f"heatmap reaches {np.abs(heatmap.astype(np.float64)).max():g}",
+            remedy=f"keep within {MAX_ABS_VALUE:g}; send dB rather than power",
         )
     return heatmap
+
+
+def _is_bounded(heatmap: Heatmap) -> bool:
+    """Whether all values are finite and within MAX_ABS_VALUE: without the sign, floats order as their bits do."""
+    bits: type[np.uint16 | np.uint32] = np.uint16 if heatmap.itemsize == 2 else np.uint32
+    magnitudes = np.bitwise_and(np.ascontiguousarray(heatmap).view(bits), np.iinfo(bits).max // 2)
+    return bool(magnitudes.max() <= np.array(MAX_ABS_VALUE, heatmap.dtype).view(bits))

@@ -1,5 +1,7 @@
 """From store to batches: each image encoded once, ever; odd pairs passed over; replay sampling."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,26 @@ def test_clutter_map_is_the_mean_of_the_sites_heatmaps_and_survives(store_dir, v
     assert profile is not None
     assert (profile.num_frames, profile.version) == (10, 1)
     assert np.array_equal(feed_of(store_dir, vision).clutter_table(), feed.clutter_table())
+
+
+def test_site_whose_store_was_removed_keeps_its_place_and_harms_no_other(store_dir, vision) -> None:
+    fill(store_dir, [scene(i) for i in range(10)])
+    feed = feed_of(store_dir, vision)
+    encode_all(feed)
+    expected = feed.clutter_table()
+    feed.sites = ["gone", *feed.sites]  # as a checkpoint remembers them
+    np.testing.assert_allclose(feed.clutter_table()[[0, 2]], expected, atol=1e-3)
+    feed.save_profiles()
+    assert not (store_dir / "gone").exists()
+
+
+def test_radar_of_the_same_shape_but_another_unit_is_not_learnt(store_dir, vision) -> None:
+    odd = scene(1)
+    odd = replace(odd, radar=replace(odd.radar, unit="counts"))
+    fill(store_dir, [scene(0), odd])
+    feed = feed_of(store_dir, vision)
+    encode_all(feed)
+    assert (len(feed), feed.num_skipped) == (1, 1)
 
 
 def test_lost_profile_is_made_anew_from_stored_pairs(store_dir, vision) -> None:

@@ -55,6 +55,20 @@ def test_restored_learner_takes_the_identical_next_steps(settings, feed) -> None
     assert steps(again, feed, 3, rng=np.random.default_rng(1)) == expected
 
 
+def test_restored_learner_obeys_the_settings_of_now(settings, feed) -> None:
+    learner = learner_of(settings, feed)
+    steps(learner, feed, 3, rng=np.random.default_rng(0))
+    changed = learner_of(settings, feed, optimizer="sgd", weight_decay=0.5, temperature=0.05)
+    changed.restore(copy.deepcopy(learner.state()))
+    steps(changed, feed, 1, rng=np.random.default_rng(1))
+    assert changed.step_num == 4
+    assert changed.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert float(changed.log_scale.exp()) == pytest.approx(20)
+    same = learner_of(settings, feed, weight_decay=0.25)
+    same.restore(copy.deepcopy(learner.state()))
+    assert same.optimizer.param_groups[0]["weight_decay"] == 0.25
+
+
 def test_loss_that_is_not_finite_stops_before_the_weights_change(settings, feed) -> None:
     learner = learner_of(settings, feed)
     batch = feed.batch(16, fresh_share=0.0, fresh_pairs=1, rng=np.random.default_rng(0))

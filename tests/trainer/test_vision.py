@@ -82,6 +82,13 @@ def test_jpeg_and_png_decode_to_the_same_rgb() -> None:
         assert abs(int(image[100, 200, 2]) - 220) < 12
 
 
+def test_image_of_another_size_than_it_says_is_none() -> None:
+    png = cv2.imencode(".png", picture())[1].tobytes()
+    for data, encoding in ((png, "png"), (simplejpeg.encode_jpeg(picture()), "jpeg")):
+        frame = CameraFrame("north", 0, 0, image=data, shape=(8, 8, 3), encoding=encoding)  # type: ignore[arg-type]
+        assert decode_image(frame) is None
+
+
 def test_damaged_image_is_none() -> None:
     assert decode_image(camera(b"\xff\xd8\xff\xe0 nothing \xff\xd9", "jpeg")) is None
     assert decode_image(camera(b"\x89PNG\r\n\x1a\n", "png")) is None

@@ -115,3 +115,26 @@ def test_damaged_checkpoint_of_a_version_is_a_clear_error(published, settings) -
 def test_export_without_a_stored_frame_is_refused(published, tmp_path) -> None:
     with pytest.raises(ExportError, match="holds no frame of shape"):
         export.export(published, 1, store_dir=tmp_path / "empty")
+
+
+def test_restart_without_news_publishes_nothing(published, settings, vision) -> None:
+    before = published.versions()
+    worker_of(settings, vision).run(max_steps=24)
+    assert published.versions() == before
+
+
+def test_diverged_step_goes_back_to_the_last_checkpoint(published, settings, vision, monkeypatch) -> None:
+    worker = worker_of(settings, vision)
+    worker._resume()
+    honest, calls = type(worker.learner).step, iter([True])
+
+    def step(learner, batch):
+        if next(calls, False):
+            batch.heatmap[0] = torch.inf
+        return honest(learner, batch)
+
+    monkeypatch.setattr(type(worker.learner), "step", step)
+    worker.run(max_steps=32)
+    assert worker._num_diverged == 1
+    assert worker.learner is not None
+    assert worker.learner.step_num == 32

@@ -1,5 +1,6 @@
 """The stream contract: what is written is read back, and what is broken is named."""
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ def with_header(fields: dict[bytes, bytes], **changes) -> dict[bytes, bytes]:
     heatmap=hnp.arrays(
         st.sampled_from(["float16", "float32", "uint8"]),
         hnp.array_shapes(min_dims=2, max_dims=3, max_side=9),
-        elements={"allow_nan": False, "allow_infinity": False},
+        elements={"min_value": 0, "max_value": 200},
     )
 )
 def test_radar_frame_survives_the_wire_bit_for_bit(heatmap) -> None:
@@ -93,6 +94,16 @@ def test_not_a_number_is_counted_in_the_message() -> None:
 def test_random_bytes_never_raise_anything_else(header, data, kind) -> None:
     with pytest.raises(BadFrameError):
         codec.decode("north", kind, {b"header": header, b"data": data})
+
+
+@pytest.mark.parametrize("value", [10_001.0, -1e30])
+def test_absurd_value_is_refused_with_what_it_is(value) -> None:
+    frame = radar_frame(1)
+    heatmap = frame.heatmap.astype(np.float32)
+    fields = with_header(entry(frame), dtype="float32")
+    heatmap[0, 1, 2] = value
+    with pytest.raises(BadFrameError, match="heatmap reaches"):
+        codec.decode("north", "radar", fields | {b"data": heatmap.tobytes()})
 
 
 def test_entry_without_header_is_refused() -> None:
