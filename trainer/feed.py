@@ -54,6 +54,7 @@ class Feed:
     """All encoded pairs of the store that fit the model's input contract.
 
     num_seen: pairs that were ever learnt from or could have been; the store has dropped some since.
+    misfits: sites whose radar is another one than the model's, with what it delivers.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Feed:
         self._samples: dict[tuple[str, FrameId], Sample] = {}
         self._order: list[Sample] = []
         self._skipped: set[tuple[str, FrameId]] = set()
+        self.misfits: set[str] = set()
         self._pending: list[StoredPair] = []
         self._sums: dict[tuple[int, bool], tuple[npt.NDArray[np.float64], int]] = {}
 
@@ -226,7 +228,10 @@ class Feed:
     def _fits(self, radar: RadarFrame) -> bool:
         assert self.contract is not None
         of = (_three_axes(radar).shape, radar.unit, radar.channels)
-        return of == (self.contract.shape, self.contract.unit, self.contract.channels)
+        fits = of == (self.contract.shape, self.contract.unit, self.contract.channels)
+        if not fits:
+            self.misfits.add(f"{radar.site}: {of[0]} {radar.unit} {' '.join(radar.channels)}".strip())
+        return fits
 
     def _cache(self, site: str) -> EncodingCache:
         if site not in self._caches:

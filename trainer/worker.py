@@ -55,7 +55,9 @@ class TrainerWorker:
         self._num_diverged = 0
         self._published = (0, 0)  # step and labels of the last version
         self._had_news = True
+        self._misfits: set[str] = set()
         self._accuracy: float | None = None
+        self._newest: dict[str, int] = {}  # the last version, and how many labels its accuracy is from
         self._is_stopping = False
         now_s = time.monotonic()
         self._looked_s = self._reported_s = now_s - 1e9
@@ -178,6 +180,7 @@ class TrainerWorker:
         if release is None:
             return
         self._accuracy = release.metrics["probe"].get("accuracy")
+        self._newest = {"version": release.version, "tested": release.metrics["probe"]["num_tested"]}
         gone = self.registry.prune(keep=settings.keep_versions)
         self._log.info(
             "published", version=release.version, step=learner.step_num, accuracy=self._accuracy, pruned=gone
@@ -201,6 +204,7 @@ class TrainerWorker:
                 "sampler": self._rng.bit_generator.state,
                 "accuracy": self._accuracy,
                 "published": list(self._published),
+                "newest": dict(self._newest),
             }
         )
 
@@ -226,6 +230,7 @@ class TrainerWorker:
         self._losses = dict(state["losses"])
         self._accuracy = state["accuracy"]
         self._published = (state["published"][0], state["published"][1])
+        self._newest = dict(state["newest"])
         self.learner = learner
         self._log.info("resumed", step=learner.step_num)
 
@@ -253,11 +258,20 @@ class TrainerWorker:
             "pairs": len(self.feed),
             "pending": self.feed.num_pending,
             "skipped": self.feed.num_skipped,
+            "misfits": sorted(self.feed.misfits),
             "needed": self.settings.min_pairs,
             "labels": self.feed.num_labels,
             "accuracy": self._accuracy,
+            **self._newest,
             **{name: round(value, 4) for name, value in self._losses.items()},
         }
+        for misfit in sorted(self.feed.misfits - self._misfits):
+            assert self.feed.contract is not None
+            expected = self.feed.contract.model_dump(mode="json", include={"shape", "unit", "channels"})
+            self._log.warning(
+                "pairs_do_not_fit", site_and_radar=misfit, model=self.settings.model_name, **expected
+            )
+            self._misfits.add(misfit)
         self._reported_s, self._steps_reported = now_s, step
         self._emit("trainer", **values)
         self._log.debug("trainer", **values)
