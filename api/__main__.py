@@ -29,7 +29,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            self._log.info("listening", url=f"http://{host}:{port}")
+            shown = f"[{host}]" if ":" in host else host
+            self._log.info("listening", url=f"http://{shown}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._live.is_stopping = True

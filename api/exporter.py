@@ -1,16 +1,18 @@
 """Runs the export of a version as a child process, so that this one never holds torch.
 
 The child attaches model.onnx and its parity to the version; its exit status says whether the model may be
-trusted, the last line of its stderr why not. It runs at low priority, with few threads, and dies with us.
+trusted, may not, or could not be judged now; the last line of its stderr says why. It runs at low priority, with
+few threads, and dies with us, however we die.
 """
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.core.errors import ExportError
@@ -18,12 +20,17 @@ from services.core.logs import logger
 
 DEFAULT_COMMAND = (sys.executable, "-m", "trainer.export")
 NICENESS = 10
+_PR_SET_PDEATHSIG = 1
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _KEPT_LINES = 20
 
 
 class ExportKilledError(ExportError):
     """The child was ended by a signal from outside, which says nothing about the model."""
+
+
+class ExportDelayedError(ExportError):
+    """The child could not judge the model now, or not in time: another try may."""
 
 
 class Exporter:
@@ -47,7 +54,11 @@ class Exporter:
         self._environment = os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads))
 
     async def export(self, version: int) -> None:
-        """Raises ExportError with the child's last words if it fails or takes too long; cancelled, it kills it."""
+        """Export one version; cancelled, it kills the child.
+
+        Raises ExportError with the child's last words if the model is bad; ExportDelayedError if that is unknown
+        for now: exit status 75 (EX_TEMPFAIL of sysexits.h), or too long a time; ExportKilledError.
+        """
         child = await asyncio.create_subprocess_exec(
             *self._command,
             *("--registry-dir", str(self._registry_dir)),
@@ -59,6 +70,7 @@ class Exporter:
             stderr=asyncio.subprocess.PIPE,
             env=self._environment,
             start_new_session=True,  # a Ctrl-C is for us; we end the child ourselves
+            preexec_fn=_die_with_parent(),
         )
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, child.pid, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
@@ -69,7 +81,7 @@ class Exporter:
                 await _read_lines(child.stderr, lines)
                 status = await child.wait()
         except TimeoutError:
-            raise ExportError(
+            raise ExportDelayedError(
                 f"export of version {version} took longer than {self._timeout_s:g} s",
                 remedy="raise ECHOSIGHT_EXPORT_TIMEOUT_S",
             ) from None
@@ -83,7 +95,17 @@ class Exporter:
         if status > 0:
             logger("api").warning("export failed", version=version, status=status, stderr="\n".join(lines))
             last = lines[-1] if lines else f"exit status {status} and no word"
-            raise ExportError(last[:500])
+            raise (ExportDelayedError if status == os.EX_TEMPFAIL else ExportError)(last[:500])
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """Ask the kernel to SIGKILL the child when we are killed: nobody else would end it."""
+    libc = ctypes.CDLL(None)
+
+    def in_child() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return in_child
 
 
 async def _read_lines(stream: asyncio.StreamReader, lines: deque[str]) -> None:

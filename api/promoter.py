@@ -9,7 +9,7 @@ import time
 
 from api.classifier import Classifier
 from api.events import Events
-from api.exporter import Exporter, ExportKilledError
+from api.exporter import ExportDelayedError, Exporter, ExportKilledError
 from api.metrics import Metrics
 from api.models import LiveModel
 from services.core.errors import EchosightError, ExportError
@@ -19,7 +19,8 @@ from services.core.registry import MODEL_FILE, Registry
 ACTOR = "api"
 MAX_KILLED_EXPORTS = 3
 RETRY_POLLS = 10
-"""After so many polls a version that did not load is tried again."""
+"""After so many polls a version that did not load, or whose export was put off, is tried again."""
+MAX_PUT_OFF_S = 600.0
 
 
 class Promoter:
@@ -43,6 +44,7 @@ class Promoter:
         self._poll_interval_s = poll_interval_s
         self._unpromoted = 0  # the version that is live though the registry could not be told yet
         self._retry_at: dict[int, float] = {}  # monotonic seconds
+        self._num_delays: dict[int, int] = {}  # exports that were put off, one after another
         self._log = logger(ACTOR)
 
     async def run(self) -> None:
@@ -79,21 +81,31 @@ class Promoter:
             return
         if self._live.current is None and previous is not None and await self._is_exported(previous):
             await self._try_serve(previous)
+        if not self._is_due(champion):
+            return
         if not await self._is_exported(champion) and await asyncio.to_thread(self._may_export, champion):
             try:
                 await self._export(champion)
+            except ExportDelayedError as error:
+                self._put_off(champion, error)
+                return
             except ExportError as error:
                 await self._refuse(champion, error)
                 return
             await self._try_serve(champion)
 
     async def _advance(self, candidate: int) -> None:
-        """1. export, 2. load and warm, 3. swap, 4. promote; a failure of 1 or 2 refuses the version."""
+        """1. export, 2. load and warm, 3. swap, 4. promote; a bad model in 1 or 2 refuses the version."""
         if self._live.version != candidate:
+            if not self._is_due(candidate):
+                return
             try:
                 if not await self._is_exported(candidate):
                     await self._export(candidate)
                 classifier = await self._load(candidate)
+            except ExportDelayedError as error:
+                self._put_off(candidate, error)
+                return
             except EchosightError as error:
                 await self._refuse(candidate, error)
                 return
@@ -106,7 +118,7 @@ class Promoter:
 
     async def _try_serve(self, version: int) -> bool:
         """Load and swap in a version that the registry names; what does not load is left alone for a while."""
-        if self._retry_at.get(version, 0.0) > time.monotonic():
+        if not self._is_due(version):
             return False
         try:
             classifier = await self._load(version)
@@ -138,6 +150,8 @@ class Promoter:
                 self._log.warning("export was killed; trying again", version=version)
         if not await self._is_exported(version):
             raise ExportError(f"export of version {version} left no {MODEL_FILE} with its parity")
+        self._retry_at.pop(version, None)
+        self._num_delays.pop(version, None)
         self._log.info("exported", version=version, seconds=round(time.monotonic() - started_s, 1))
 
     async def _load(self, version: int) -> Classifier:
@@ -160,6 +174,19 @@ class Promoter:
         await self._events.emit(
             "model_live", version=model.version, why=why, frame_ms=frame_ms, metrics=model.manifest.metrics
         )
+
+    def _is_due(self, version: int) -> bool:
+        return self._retry_at.get(version, 0.0) <= time.monotonic()
+
+    def _put_off(self, version: int, error: ExportDelayedError) -> None:
+        """Try the export again later, each time twice as much later: it says nothing about the model."""
+        num_delays = self._num_delays[version] = self._num_delays.get(version, 0) + 1
+        doubled = 2.0 ** min(num_delays - 1, 16)
+        delay_s = min(RETRY_POLLS * self._poll_interval_s * doubled, MAX_PUT_OFF_S)
+        self._retry_at[version] = time.monotonic() + delay_s
+        self._log.warning("export put off", version=version, delay_s=delay_s, error=str(error))
+        if self._live.current is None:
+            self._live.waiting_for = f"the export of version {version}, put off for {delay_s:.0f} s: {error.what}"
 
     async def _refuse(self, version: int, error: EchosightError) -> None:
         if not await asyncio.to_thread(self._is_there, version):

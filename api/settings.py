@@ -21,7 +21,7 @@ class ApiSettings(CoreSettings):
         default=2.0, gt=0, description="how often the API looks for a new or another model in the registry"
     )
     export_timeout_s: float = Field(
-        default=600.0, gt=0, description="how long one export may take before its version is refused"
+        default=600.0, gt=0, description="how long one export may take before it is stopped and put off"
     )
     export_threads: int = Field(
         default=1, ge=1, description="threads of the export child, which runs at low priority beside the serving"

@@ -5,11 +5,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from services.core.embedded import resolve_redis_url
@@ -18,7 +19,7 @@ from services.core.registry import Registry
 from services.core.settings import CoreSettings
 from services.core.store import StoreReader
 from services.core.streams import EventLog, StreamsLost
-from services.up import Status, Supervisor, Worker
+from services.up import Status, Supervisor, UpSettings, Worker, number
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,49 +28,52 @@ app = typer.Typer(
     epilog="Start with `echosight up`. Settings are environment variables; README.md has the table.",
 )
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
+_BEYOND_GRACE_S = 10.0
 _console = Console(stderr=False)
+_Settings = TypeVar("_Settings", bound=CoreSettings)
 
 
 @app.command()
 def up(
     site: Annotated[
-        list[str] | None, typer.Option(help="Simulated site; several are possible. Default: demo.")
+        list[str] | None,
+        typer.Option(help="Simulated site; repeat for several. Default: ECHOSIGHT_SIMULATED_SITE or demo."),
     ] = None,
     simulate: Annotated[bool, typer.Option(help="Whether to simulate sensors at all.")] = True,
     label_share: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of simulated frames labelled. Default: 0.05.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the API. Default: ECHOSIGHT_API_PORT or 8000.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the API. Default: ECHOSIGHT_API_PORT or 8000.")
+    ] = None,
 ) -> None:
     """Run the whole system on this machine: server, simulated site, ingest, trainer, API. Ctrl-C stops it.
 
     Without REDIS_URL an embedded Redis-compatible server is started. Everything is kept under ECHOSIGHT_DATA_DIR
     (default ./var); a second start goes on from there.
     """
-    settings = _settings()
-    host = os.environ.get("ECHOSIGHT_API_HOST", "127.0.0.1")
     if port is not None:
         os.environ["ECHOSIGHT_API_PORT"] = str(port)
+    settings = _settings(UpSettings)
     shares = () if label_share is None else ("--label-share", str(label_share))
+    chosen: list[tuple[str, tuple[str, ...]]] = [
+        (f"sensors-{Path(name).stem}", ("--site", name)) for name in site or []
+    ]
     sensors = [
-        Worker(
-            f"sensors-{name}",
-            "services.sensors",
-            ("simulate", "--publish", "--site", name, *shares),
-        )
-        for name in (site or ["demo"])
+        Worker(name, "services.sensors", ("simulate", "--publish", *option, *shares), may_finish=True)
+        for name, option in chosen or [("sensors", ())]  # none chosen: ECHOSIGHT_SIMULATED_SITE
     ]
     os.environ.setdefault("ECHOSIGHT_CONSUMER_NAME", "up")
     workers = [
         *(sensors if simulate else []),
-        Worker("ingest", "services.ingest"),
-        Worker("trainer", "trainer"),
-        Worker("api", "api"),
+        Worker("ingest", "services.ingest", stage=1),
+        Worker("trainer", "trainer", stage=2),
+        Worker("api", "api", stage=2, stop_timeout_s=settings.stop_grace_s + _BEYOND_GRACE_S),
     ]
-    address = (host, int(os.environ.get("ECHOSIGHT_API_PORT", "8000")))
+    address = (settings.api_host, settings.api_port)
     supervisor = Supervisor(settings, workers, address=address, console=_console)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: supervisor.stop())
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, lambda *_: supervisor.stop())
     try:
         supervisor.run()
     except EchosightError as error:
@@ -81,7 +85,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what is stored, learnt and served right now, from what the workers left on disk and in the streams."""
-    settings = _settings()
+    settings = _settings(CoreSettings)
     registry = Registry(settings.registry_dir, settings.model_name)
     reader = StoreReader(settings.store_dir)
     newest = Status()
@@ -93,7 +97,7 @@ def status(
     streams = "up"
     try:
         events = EventLog(resolve_redis_url(settings), source="status")
-        newest.take_in(events.since("0-0")[1])
+        newest.take_in(events.latest())
     except (*StreamsLost, EchosightError) as error:
         streams = str(error)
     found: dict[str, Any] = {
@@ -120,10 +124,12 @@ def status(
     table.add_row("sites", ", ".join(reader.sites) or "none yet")
     table.add_row("registry", f"{len(versions)} versions; " + (", ".join(f"{k} v{v}" for k, v in aliases.items())))
     table.add_row("now", newest.line(champion=aliases.get("champion")))
-    for name, count in sorted((found["ingest"] or {}).get("counts", {}).items()):
-        table.add_row(name, f"{count:,}")
+    counts = newest.events.get("ingest", {}).get("counts")
+    counts = counts if isinstance(counts, dict) else {}
+    for name in sorted(counts):
+        table.add_row(escape(name), f"{number(counts, name):,.0f}")
     if newest.events:
-        age_s = time.time() - max(event.get("at_s", 0.0) for event in newest.events.values())
+        age_s = time.time() - max(number(event, "at_s") for event in newest.events.values())
         table.add_row("heard", f"{age_s:.0f} s ago" + ("; is it running?" if age_s > 30 else ""))
     _console.print(table)
 
@@ -145,15 +151,15 @@ _forward("train", "trainer", "Run the trainer worker: learn without end, publish
 _forward("serve", "api", "Run the model server.")
 
 
-def _settings() -> CoreSettings:
+def _settings(kind: type[_Settings]) -> _Settings:
     try:
-        return CoreSettings.read(data_dir=Path(os.environ.get("ECHOSIGHT_DATA_DIR", "var")).resolve())
+        return kind.read(data_dir=Path(os.environ.get("ECHOSIGHT_DATA_DIR", "var")).resolve())
     except EchosightError as error:
         _fail(error)
 
 
 def _fail(error: EchosightError) -> NoReturn:
-    Console(stderr=True).print(f"[red]echosight:[/red] {error}", highlight=False)
+    Console(stderr=True).print(f"[red]echosight:[/red] {escape(str(error))}", highlight=False)
     raise typer.Exit(2) from None
 
 

@@ -1,12 +1,14 @@
 """`echosight up`: the whole system on one machine, as child processes, watched by one status line.
 
-It starts an embedded server when none is named, then sensors, ingest, trainer and API; starts again what dies;
-and on Ctrl-C or SIGTERM stops them in the order of the flow, the server last. It imports none of the workers.
+It starts an embedded server when none is named, then sensors, ingest, trainer and API; starts again what dies,
+the server too; and when it is told to stop, stops them stage by stage in the order of the flow, the server last.
+It imports none of the workers.
 """
 
 import ctypes
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import Field
 from rich.console import Console
+from rich.markup import escape
 
 from services.core.embedded import EmbeddedServer, start_embedded_server
 from services.core.errors import EchosightError, SettingsError
@@ -27,19 +31,36 @@ from services.core.settings import CoreSettings
 from services.core.streams import EventLog, StreamsLost
 
 _STATUS_EVERY_S = 5.0
-_STOP_TIMEOUT_S = 15.0
 _RESTART_AFTER_S = (0.5, 2.0, 5.0, 15.0, 60.0)
 _LASTED_S = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
+class UpSettings(CoreSettings):
+    """Settings of `echosight up`: what it must know of the API's without importing them."""
+
+    api_host: str = Field(default="127.0.0.1", description="address that the API listens on")
+    api_port: int = Field(default=8000, ge=0, le=65535, description="port that the API listens on")
+    stop_grace_s: int = Field(
+        default=20, ge=1, description="how long requests in flight may take to finish when the API is stopped"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A process to keep running. module: what `python -m` runs."""
+    """A process to keep running.
+
+    module: what `python -m` runs. may_finish: whether exit status 0 means that it had its fill, not that somebody
+    stopped it. stage: workers of a lower stage are stopped, and gone, before those of the next.
+    stop_timeout_s: seconds from SIGTERM to SIGKILL.
+    """
 
     name: str
     module: str
     arguments: tuple[str, ...] = ()
+    may_finish: bool = False
+    stage: int = 0
+    stop_timeout_s: float = 30.0
 
 
 @dataclass(slots=True)
@@ -59,22 +80,26 @@ class Status:
     events: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def take_in(self, events: list[dict[str, Any]]) -> None:
+        """Anybody may write events: one that is no object is passed over."""
         for event in events:
-            self.events[str(event.get("kind"))] = event
+            if isinstance(event, dict):
+                self.events[str(event.get("kind"))] = event
 
     def line(self, *, champion: int | None) -> str:
         """One line: pairs/s, stored, step, loss against chance, live model, accuracy."""
         ingest, trainer = self.events.get("ingest", {}), self.events.get("trainer", {})
         parts = [
-            f"{ingest.get('pairs_per_s', 0.0):.1f} pairs/s",
-            f"{ingest.get('pairs', 0):,} stored",
+            f"{number(ingest, 'pairs_per_s'):.1f} pairs/s",
+            f"{number(ingest, 'pairs'):,.0f} stored",
             self._learning(trainer),
             f"live model v{champion}" if champion is not None else "no model live yet",
         ]
         if trainer.get("accuracy") is not None:
-            parts.append(f"accuracy {100 * trainer['accuracy']:.0f} % on held-out of {trainer['labels']} labels")
+            version, tested = number(trainer, "version"), number(trainer, "tested")
+            accuracy = 100 * number(trainer, "accuracy")
+            parts.append(f"accuracy {accuracy:.0f} % (v{version:.0f}, {tested:.0f} held-out labels)")
         elif trainer:
-            parts.append(f"{trainer.get('labels', 0)} labels")
+            parts.append(f"{number(trainer, 'labels'):.0f} labels")
         return " | ".join(parts)
 
     @staticmethod
@@ -82,8 +107,15 @@ class Status:
         if not trainer:
             return "trainer is starting"
         if "loss" not in trainer:
-            return f"waiting for pairs: {trainer['pairs']} of {trainer['needed']}"
-        return f"step {trainer['step']:,} | loss {trainer['loss']:.2f} (chance {trainer['chance']:.2f})"
+            return f"waiting for pairs: {number(trainer, 'pairs'):.0f} of {number(trainer, 'needed'):.0f}"
+        step, loss, chance = (number(trainer, name) for name in ("step", "loss", "chance"))
+        return f"step {step:,.0f} | loss {loss:.2f} (chance {chance:.2f})"
+
+
+def number(event: Mapping[str, Any], name: str) -> float:
+    """A number that an event tells; 0 if it does not, or tells something else."""
+    value = event.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 class Supervisor:
@@ -104,9 +136,12 @@ class Supervisor:
         self._stopping.set()
 
     def run(self) -> None:
-        """Start, watch, stop. Raises SettingsError if another `up` runs here, or the API's port is taken."""
-        self._logs_dir.mkdir(parents=True, exist_ok=True)
-        lock = _lock(self._settings.data_dir / "up.lock")
+        """Start, watch, stop.
+
+        Raises SettingsError if another `up` runs here, if the folder cannot be written, or if the API cannot
+        listen where it is told to.
+        """
+        lock = self._take_folder()
         try:
             _require_free(*self._address)
             url = self._redis_url()
@@ -126,6 +161,17 @@ class Supervisor:
             lock.close()
             self._console.print("stopped; `echosight up` goes on from here")
 
+    def _take_folder(self) -> IO[str]:
+        data_dir = self._settings.data_dir
+        try:
+            self._logs_dir.mkdir(parents=True, exist_ok=True)
+            return _lock(data_dir / "up.lock")
+        except OSError as error:
+            raise SettingsError(
+                f"ECHOSIGHT_DATA_DIR is {str(data_dir)!r}: {error.strerror}",
+                remedy="name a folder you may write to",
+            ) from None
+
     def _redis_url(self) -> str:
         if self._settings.redis_url:
             return self._settings.redis_url
@@ -134,10 +180,11 @@ class Supervisor:
 
     def _greet(self, url: str) -> None:
         host, port = self._address
-        self._console.print(f"[bold]Echosight[/bold] in {self._settings.data_dir.resolve()}")
-        self._console.print(f"  streams  {url}{' (embedded)' if self._server else ''}")
-        self._console.print(f"  API      http://{host}:{port}  (docs: http://{host}:{port}/docs)")
-        self._console.print(f"  logs     {self._logs_dir}/*.log")
+        api = escape(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        self._console.print(f"[bold]Echosight[/bold] in {escape(str(self._settings.data_dir.resolve()))}")
+        self._console.print(f"  streams  {escape(without_password(url))}{' (embedded)' if self._server else ''}")
+        self._console.print(f"  API      {api}  (docs: {api}/docs)")
+        self._console.print(f"  logs     {escape(str(self._logs_dir))}/*.log")
         self._console.print("Ctrl-C stops everything. The first model comes after some minutes.\n")
 
     def _watch(self, environment: dict[str, str], events: EventLog) -> None:
@@ -145,6 +192,7 @@ class Supervisor:
         registry = Registry(self._settings.registry_dir, self._settings.model_name)
         last_id = "$"  # from now on: what an earlier run said is no news
         while not self._stopping.wait(_STATUS_EVERY_S):
+            self._keep_server()
             for child in self._children:
                 self._keep_alive(child, environment)
             try:
@@ -152,12 +200,25 @@ class Supervisor:
                 status.take_in(news)
                 champion = registry.aliases().get("champion")
             except (*StreamsLost, EchosightError) as error:
-                self._console.print(f"[yellow]no status: {error}[/yellow]")
+                self._console.print(f"[yellow]no status: {escape(str(error))}[/yellow]")
                 continue
             clock = time.strftime("%H:%M:%S")
             self._console.print(
                 f"[dim]{clock}[/dim]  {status.line(champion=champion)}", highlight=False, soft_wrap=True
             )
+
+    def _keep_server(self) -> None:
+        """Start the embedded server again if it has died, where the workers know it. Its data is on disk."""
+        if self._server is None:
+            return
+        code = self._server.process.poll()
+        if code is None:
+            return
+        self._console.print(f"[red]the embedded server ended with status {code}[/red]; starting it again")
+        try:
+            self._server = start_embedded_server(self._settings.data_dir / "redis", port=self._server.port)
+        except (EchosightError, OSError) as error:  # tried again at the next look
+            self._console.print(f"[red]the embedded server does not start:[/red] {escape(str(error))}")
 
     def _start(self, child: _Child, environment: dict[str, str]) -> None:
         with child.log_path.open("ab") as log:
@@ -182,8 +243,8 @@ class Supervisor:
         if code is None:
             return
         child.process = None
-        if code == 0 and now_s - child.started_s > _STATUS_EVERY_S:
-            child.restart_at_s = float("inf")  # it had its fill, a simulation of N seconds for instance
+        if code == 0 and child.worker.may_finish:
+            child.restart_at_s = float("inf")
             self._console.print(f"{child.worker.name} has finished")
             return
         child.num_failures = 0 if now_s - child.started_s > _LASTED_S else child.num_failures + 1
@@ -191,25 +252,28 @@ class Supervisor:
         child.restart_at_s = now_s + delay_s
         self._console.print(
             f"[red]{child.worker.name} ended with status {code}[/red]; starting it again in {delay_s:.0f} s. "
-            f"Last line of {child.log_path}:\n  {_last_line(child.log_path)}",
+            f"The end of {escape(str(child.log_path))}:\n{escape(_last_lines(child.log_path))}",
             highlight=False,
         )
 
     def _stop_children(self) -> None:
-        """SIGTERM in the order of the flow, so that what was published is still stored; SIGKILL after a while."""
-        running = [child for child in self._children if child.process is not None]
-        for child in running:
-            assert child.process is not None
-            child.process.terminate()
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        for child in running:
-            assert child.process is not None
+        """Stage by stage in the order of the flow: who publishes is gone before who stores is told to stop."""
+        for stage in sorted({child.worker.stage for child in self._children}):
+            self._stop_stage([child for child in self._children if child.worker.stage == stage])
+
+    def _stop_stage(self, children: list[_Child]) -> None:
+        """SIGTERM to all, SIGKILL to those that take longer than they may."""
+        running = [(child.worker, child.process) for child in children if child.process is not None]
+        for _, process in running:
+            process.terminate()
+        told_s = time.monotonic()
+        for worker, process in running:
             try:
-                child.process.wait(max(0.1, deadline - time.monotonic()))
+                process.wait(max(0.1, told_s + worker.stop_timeout_s - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self._console.print(f"[red]{child.worker.name} did not stop; killed[/red]")
-                child.process.kill()
-                child.process.wait()
+                self._console.print(f"[red]{worker.name} did not stop; killed[/red]")
+                process.kill()
+                process.wait()
 
 
 def _die_with_parent() -> Callable[[], None]:
@@ -222,8 +286,14 @@ def _die_with_parent() -> Callable[[], None]:
     return in_child
 
 
+def without_password(url: str) -> str:
+    """`url` for people to read: its password, before the host or in the query, is ***."""
+    url = re.sub(r"://([^:@/]*):.*@", r"://\1:***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
+
+
 def _lock(path: Path) -> IO[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Raises OSError if `path` cannot be opened, SettingsError if another process holds it."""
     file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,20 +306,23 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _require_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise SettingsError(
-                f"the API cannot listen on {host}:{port}: {error.strerror}",
-                remedy="stop what listens there, or set ECHOSIGHT_API_PORT",
-            ) from None
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that no resolver could be asked for
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(
+            f"the API cannot listen on ECHOSIGHT_API_HOST {host!r}, ECHOSIGHT_API_PORT {port}: {reason}",
+            remedy="stop what listens there, or set another host or port",
+        ) from None
 
 
-def _last_line(path: Path) -> str:
+def _last_lines(path: Path, num: int = 2) -> str:
+    """The last lines of a log: a message and, under it, what to do."""
     try:
         lines = path.read_text(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return lines[-1][:300] if lines else ""
+    return "\n".join(f"  {line[:300]}" for line in lines[-num:])

@@ -51,21 +51,26 @@ class EncodingCache:
 
     def append(self, encodings: list[tuple[FrameId, bool, Vector]]) -> None:
         """Keep new vectors. Not synced: what a power cut takes is computed again."""
+        rows = self._rows(encodings)
+        for row, (frame_id, mirrored, _) in zip(rows, encodings, strict=True):
+            self._vectors[frame_id, mirrored] = row["vector"]
+        with self._path.open("ab") as file:
+            file.write(rows.tobytes())
+
+    def _rows(self, encodings: list[tuple[FrameId, bool, Vector]]) -> npt.NDArray[np.void]:
         rows = np.zeros(len(encodings), self._row)
         for row, (frame_id, mirrored, vector) in zip(rows, encodings, strict=True):
             row["captured_at_ns"], row["seq"] = frame_id
             row["mirrored"] = mirrored
             row["vector"] = vector
             row["crc"] = zlib.crc32(row["vector"].tobytes())
-            self._vectors[frame_id, mirrored] = row["vector"]
-        with self._path.open("ab") as file:
-            file.write(rows.tobytes())
+        return rows
 
     def forget_all_but(self, live: Collection[FrameId]) -> None:
         """Let go of vectors whose pair is gone; rewrite the file once they are the majority."""
         if len(self._vectors) <= 2 * len(live) + 1024:
             return
         kept = {key: vector for key, vector in self._vectors.items() if key[0] in live}
-        self._vectors.clear()
-        write_atomically(self._path, b"")
-        self.append([(frame_id, mirrored, vector) for (frame_id, mirrored), vector in kept.items()])
+        rows = self._rows([(frame_id, mirrored, vector) for (frame_id, mirrored), vector in kept.items()])
+        write_atomically(self._path, rows.tobytes())
+        self._vectors = dict(zip(kept, rows["vector"], strict=True))

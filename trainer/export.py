@@ -1,9 +1,11 @@
 """`python -m trainer.export`: one published version to ONNX, checked against torch on real stored frames.
 
-Exit status 0: model.onnx lies beside the checkpoint and the manifest vouches for it. Anything else: the last line
-on stderr says why not, and the version is as it was.
+Exit status 0: model.onnx lies beside the checkpoint and the manifest vouches for it. 75 (EX_TEMPFAIL of
+sysexits.h): the machine or the store stood in the way, another try may succeed. Anything else: the version is bad.
+The last line on stderr says why, and the version is as it was.
 """
 
+import os
 import sys
 import tempfile
 import warnings
@@ -17,7 +19,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from services.core.errors import EchosightError, ExportError, RegistryError
+from services.core.errors import EchosightError, ExportError, RegistryError, StoreError
 from services.core.registry import CHECKPOINT_FILE, Manifest, Parity, Registry
 from services.core.store import StoreReader
 from trainer.radar import LinearHead, Preprocess, RadarClassifier, build_encoder
@@ -36,6 +38,9 @@ def main(
     """Export one version of a model to ONNX and vouch for it in its manifest."""
     try:
         parity = export(Registry(registry_dir, name), version, store_dir=store_dir)
+    except (StoreError, OSError, MemoryError) as error:
+        print(f"export of {name} {version}: {error}", file=sys.stderr)
+        raise typer.Exit(os.EX_TEMPFAIL) from None
     except EchosightError as error:
         print(f"export of {name} {version}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -43,7 +48,11 @@ def main(
 
 
 def export(registry: Registry, version: int, *, store_dir: Path) -> Parity:
-    """Export, compare, attach. Raises ExportError when ONNX and torch disagree, RegistryError when damaged."""
+    """Export, compare, attach.
+
+    Raises ExportError when ONNX and torch disagree, RegistryError when the version is damaged; and what says
+    nothing about the version: StoreError when there is no frame to compare on, OSError and MemoryError.
+    """
     torch.set_num_threads(1)
     manifest = registry.manifest(version)
     classifier = load_classifier(registry.path(version), manifest)
@@ -52,6 +61,8 @@ def export(registry: Registry, version: int, *, store_dir: Path) -> Parity:
         path = Path(directory) / "model.onnx"
         try:
             to_onnx(classifier, path, shape=manifest.input.shape)
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # the exporter raises many kinds, with pages of text
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise ExportError(
@@ -92,7 +103,7 @@ def to_onnx(classifier: RadarClassifier, path: Path, *, shape: tuple[int, ...]) 
 
 
 def load_classifier(directory: Path, manifest: Manifest) -> RadarClassifier:
-    """A published version as a torch module on the CPU. Raises RegistryError if its file is damaged."""
+    """A published version as a torch module on the CPU. Raises RegistryError if its file is damaged, OSError."""
     shape = (manifest.input.shape[0], manifest.input.shape[1], manifest.input.shape[2])
     classifier = RadarClassifier(
         Preprocess(len(manifest.sites) - 1, shape),
@@ -101,11 +112,19 @@ def load_classifier(directory: Path, manifest: Manifest) -> RadarClassifier:
     )
     try:
         classifier.load_state_dict(load_file(directory / CHECKPOINT_FILE))
+    except FileNotFoundError as error:
+        raise _damaged(directory, error) from None
+    except (OSError, MemoryError):  # says nothing about the file
+        raise
     except Exception as error:  # safetensors has its own error types, and so has a shape that does not fit
-        raise RegistryError(
-            f"cannot load {directory / CHECKPOINT_FILE}: {error}", remedy="publish again; this version is damaged"
-        ) from None
+        raise _damaged(directory, error) from None
     return classifier.eval()
+
+
+def _damaged(directory: Path, error: Exception) -> RegistryError:
+    return RegistryError(
+        f"cannot load {directory / CHECKPOINT_FILE}: {error}", remedy="publish again; this version is damaged"
+    )
 
 
 def compare(classifier: RadarClassifier, path: Path, heatmap: Array, site: npt.NDArray[np.int64]) -> Parity:
@@ -145,7 +164,7 @@ def _stored_frames(store_dir: Path, manifest: Manifest, *, num: int) -> tuple[Ar
         sites.append(manifest.sites.index(pair.site) if known else 0)
     reader.close()
     if not heatmaps:
-        raise ExportError(
+        raise StoreError(
             f"the store {store_dir} holds no frame of shape {manifest.input.shape} to compare on",
             remedy="let ingest store some first",
         )

@@ -33,6 +33,7 @@ class EmbeddedServer:
     """A running server that this process started."""
 
     url: str
+    port: int
     process: "subprocess.Popen[bytes]"
     state_path: Path
 
@@ -47,8 +48,8 @@ class EmbeddedServer:
         self.state_path.unlink(missing_ok=True)
 
 
-def start_embedded_server(directory: Path, *, timeout_s: float = 10.0) -> EmbeddedServer:
-    """Start a server on a free port of the loopback interface, with its data in `directory`.
+def start_embedded_server(directory: Path, *, port: int = 0, timeout_s: float = 10.0) -> EmbeddedServer:
+    """Start a server on `port` (0: any free one) of the loopback interface, with its data in `directory`.
 
     An orphan that an earlier, killed parent left here is stopped first. Raises StreamsError.
     """
@@ -56,7 +57,7 @@ def start_embedded_server(directory: Path, *, timeout_s: float = 10.0) -> Embedd
     reap_orphan(directory)
     binary = find_server()
     state_path = directory / _STATE_FILE
-    port = _free_port()
+    port = port or _free_port()
     log = (directory / "server.log").open("ab")
     with log:
         process = subprocess.Popen(
@@ -71,7 +72,7 @@ def start_embedded_server(directory: Path, *, timeout_s: float = 10.0) -> Embedd
             start_new_session=True,  # Ctrl-C reaches the supervisor, which stops the server last
         )  # fmt: skip
     write_atomically(state_path, orjson.dumps({"pid": process.pid, "port": port}))
-    server = EmbeddedServer(f"redis://127.0.0.1:{port}/0", process, state_path)
+    server = EmbeddedServer(f"redis://127.0.0.1:{port}/0", port, process, state_path)
     deadline = time.monotonic() + timeout_s
     while not _answers(port):
         if process.poll() is not None or time.monotonic() > deadline:

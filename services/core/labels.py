@@ -60,6 +60,14 @@ class LabelLog:
 
         Raises StoreError if the disk does not take them; a later call may work.
         """
+        try:
+            return self._append(labels)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write to {self._path}: {error.strerror}", remedy="free some disk; nothing was lost"
+            ) from error
+
+    def _append(self, labels: Sequence[Label]) -> int:
         self.refresh()
         news = [label for label in labels if self.labels.get(label.id) != label]
         if not news:
@@ -77,16 +85,11 @@ class LabelLog:
             )
             for label in news
         )
-        try:
-            with self._path.open("ab") as file:
-                if file.tell() and file.tell() != self._position:
-                    lines = b"\n" + lines  # close the torn line of a crash first
-                file.write(lines)
-                file.flush()
-                os.fdatasync(file.fileno())
-        except OSError as error:
-            raise StoreError(
-                f"cannot write to {self._path}: {error.strerror}", remedy="free some disk; nothing was lost"
-            ) from error
+        with self._path.open("ab") as file:
+            if file.tell() and file.tell() != self._position:
+                lines = b"\n" + lines  # close the torn line of a crash first
+            file.write(lines)
+            file.flush()
+            os.fdatasync(file.fileno())
         self.refresh()
         return len(news)

@@ -6,6 +6,7 @@ Written by the trainer, read by whoever wants it; each save is a new version and
 """
 
 import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def load_profile(store_dir: Path, site: str) -> SiteProfile | None:
     """The site's profile, None if it has none yet. Raises StoreError if it is damaged or of another format."""
     path = store_dir / site / FILE_NAME
     try:
-        with np.load(path, allow_pickle=False) as values:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as values:
             if int(values["format_version"]) != _FORMAT_VERSION:
                 raise StoreError(f"{path} has format {values['format_version']}", remedy="upgrade Echosight")
             return SiteProfile(
@@ -63,5 +64,5 @@ def load_profile(store_dir: Path, site: str) -> SiteProfile | None:
             )
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise StoreError(f"cannot read {path}: {error}", remedy="delete it: it is made anew") from None

@@ -4,14 +4,15 @@
     NAME.idx   64-byte header, then one 64-byte row a pair: its id, where its payload is, two checksums
 
 A row counts only if it is whole and its checksum holds, so a crash between any two writes costs at most the
-pairs that were never acknowledged. Segments know nothing of sites, limits or eviction; the store does.
+pairs that were never acknowledged. A row of zeros is void: recovery leaves one where a payload is damaged.
+Segments know nothing of sites, limits or eviction; the store does.
 """
 
 import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,40 +74,54 @@ class SegmentWriter:
         self._idx_path = directory / f"{name}.idx"
         seg_path = directory / f"{name}.seg"
         is_new = not self._idx_path.exists()
-        self._seg = os.open(seg_path, os.O_RDWR | os.O_CREAT, 0o644)
-        if is_new:  # 1. the data file with its header, 2. the index: a reader finds segments by their index
-            os.pwrite(self._seg, _SEG_MAGIC, 0)
-            os.fsync(self._seg)
-        self._idx = os.open(self._idx_path, os.O_RDWR | os.O_CREAT, 0o644)
-        if os.fstat(self._idx).st_size < len(_IDX_MAGIC):
-            os.pwrite(self._idx, _IDX_MAGIC, 0)
-            os.fsync(self._idx)
-            sync_directory(directory)
-        self._recover(directory)
+        with contextlib.ExitStack() as opened:
+            self._seg = os.open(seg_path, os.O_RDWR | os.O_CREAT, 0o644)
+            opened.callback(os.close, self._seg)
+            if is_new:  # 1. the data file with its header, 2. the index: a reader finds segments by their index
+                os.pwrite(self._seg, _SEG_MAGIC, 0)
+                os.fsync(self._seg)
+            self._idx = os.open(self._idx_path, os.O_RDWR | os.O_CREAT, 0o644)
+            opened.callback(os.close, self._idx)
+            if os.fstat(self._idx).st_size < len(_IDX_MAGIC):
+                os.pwrite(self._idx, _IDX_MAGIC, 0)
+                os.fsync(self._idx)
+                sync_directory(directory)
+            self._recover(directory)
+            opened.pop_all()
 
     def _recover(self, directory: Path) -> None:
-        reader = SegmentReader(directory, self.name)
-        num_good = reader.refresh()
-        while num_good and not reader.is_intact(num_good - 1):
-            num_good -= 1
-        rows = reader.rows[:num_good]
-        reader.close()
-        self.ids: list[FrameId] = [FrameId(int(row["captured_at_ns"]), int(row["seq"])) for row in rows]
+        """Check every row: disks take pages in any order. Cut the damaged end off, void damage before it."""
+        with contextlib.closing(SegmentReader(directory, self.name)) as reader:
+            good = [row for row in range(reader.refresh()) if reader.is_intact(row)]
+            rows = reader.rows
+        self.ids: list[FrameId] = [_row_id(rows[row]) for row in good]
+        self._num_rows = good[-1] + 1 if good else 0
         self._end = len(_SEG_MAGIC)
-        if num_good:
-            last = rows[-1]
+        if good:
+            last = rows[good[-1]]
             self._end = int(last["offset"]) + sum(
                 int(last[name]) for name in ("meta_bytes", "radar_bytes", "image_bytes")
             )
         self._truncate()
+        damaged = sorted(set(range(self._num_rows)) - set(good))
+        for row in damaged:
+            os.pwrite(self._idx, bytes(ROW.itemsize), _row_offset(row))
+        if damaged:
+            os.fdatasync(self._idx)
 
     def _truncate(self) -> None:
-        os.ftruncate(self._idx, len(_IDX_MAGIC) + len(self.ids) * ROW.itemsize)
-        os.ftruncate(self._seg, self._end)
+        for fd, size in ((self._idx, _row_offset(self._num_rows)), (self._seg, self._end)):
+            if os.fstat(fd).st_size != size:  # else the file would look as if it had just been written
+                os.ftruncate(fd, size)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the index, void ones too; `ids` has those that count."""
+        return self._num_rows
 
     @property
     def num_bytes(self) -> int:
-        return self._end + len(_IDX_MAGIC) + len(self.ids) * ROW.itemsize
+        return self._end + _row_offset(self._num_rows)
 
     def append(self, pairs: Sequence[Pair]) -> None:
         """Write `pairs` and return once they are on disk: all or, after an OSError, none."""
@@ -126,7 +141,7 @@ class SegmentWriter:
             # The order is the correctness: 1. payloads, 2. rows, 3. both to disk. A row that reaches the disk
             # before its payload fails its checksum and is dropped on recovery.
             _write_all(self._seg, chunks, self._end)
-            _write_all(self._idx, [b"".join(rows)], len(_IDX_MAGIC) + len(self.ids) * ROW.itemsize)
+            _write_all(self._idx, [b"".join(rows)], _row_offset(self._num_rows))
             os.fdatasync(self._seg)
             os.fdatasync(self._idx)
         except OSError:
@@ -134,6 +149,7 @@ class SegmentWriter:
                 self._truncate()
             raise
         self._end = end
+        self._num_rows += len(pairs)
         self.ids += [pair.id for pair in pairs]
 
     def close(self) -> None:
@@ -161,19 +177,33 @@ class SegmentReader:
                 remedy="it was written by another version; move it away or upgrade",
             )
         self.rows: Rows = np.zeros(0, ROW)
+        self.is_reloaded = False
 
     def refresh(self) -> int:
-        """Take in rows that were appended since; return how many there are."""
-        size = os.fstat(self._idx).st_size - len(_IDX_MAGIC)
-        num_rows = max(0, size // ROW.itemsize)
-        if num_rows < len(self.rows):
-            self.rows = self.rows[:num_rows]  # a failed append was taken back
-        elif num_rows > len(self.rows):
-            start = len(_IDX_MAGIC) + len(self.rows) * ROW.itemsize
-            raw = os.pread(self._idx, (num_rows - len(self.rows)) * ROW.itemsize, start)
-            fresh = np.frombuffer(raw[: len(raw) // ROW.itemsize * ROW.itemsize], ROW)
-            self.rows = np.concatenate([self.rows, fresh])
+        """Take in rows that were appended since; return how many there are.
+
+        `is_reloaded` tells whether known rows had changed, so that all were read anew: the writer takes a failed
+        append back and may write others in its place.
+        """
+        known = self.rows[-1:]
+        fresh = self._read_rows(len(self.rows) - len(known))
+        self.is_reloaded = fresh[: len(known)].tobytes() != known.tobytes()
+        if self.is_reloaded:
+            self.rows = self._read_rows(0)
+        elif len(fresh) > len(known):
+            self.rows = np.concatenate([self.rows, fresh[len(known) :]])
         return len(self.rows)
+
+    def _read_rows(self, first: int) -> Rows:
+        start = _row_offset(first)
+        raw = os.pread(self._idx, max(0, os.fstat(self._idx).st_size - start), start)
+        return np.frombuffer(raw[: len(raw) // ROW.itemsize * ROW.itemsize], ROW)
+
+    def ids(self, *, first: int = 0) -> Iterator[tuple[int, FrameId]]:
+        """Row and id of every pair from row `first` on; void rows are passed over."""
+        for row in range(first, len(self.rows)):
+            if self.rows[row]["meta_bytes"]:
+                yield row, _row_id(self.rows[row])
 
     @property
     def num_bytes(self) -> int:
@@ -183,7 +213,7 @@ class SegmentReader:
         """The radar frame of one row, or None if its checksum does not hold."""
         row = self.rows[index]
         meta_bytes = int(row["meta_bytes"])
-        data = os.pread(self._seg, meta_bytes + int(row["radar_bytes"]), int(row["offset"]))
+        data = self._read(int(row["offset"]), meta_bytes + int(row["radar_bytes"]))
         if not meta_bytes or zlib.crc32(data, zlib.crc32(row.tobytes()[: _CHECKED.size])) != int(row["crc"]):
             return None
         meta = orjson.loads(data[:meta_bytes])["radar"]
@@ -205,10 +235,13 @@ class SegmentReader:
         row = self.rows[index]
         meta_bytes, radar_bytes = int(row["meta_bytes"]), int(row["radar_bytes"])
         offset = int(row["offset"])
-        image = os.pread(self._seg, int(row["image_bytes"]), offset + meta_bytes + radar_bytes)
+        image = self._read(offset + meta_bytes + radar_bytes, int(row["image_bytes"]))
         if len(image) != int(row["image_bytes"]) or zlib.crc32(image) != int(row["image_crc"]):
             return None
-        meta = orjson.loads(os.pread(self._seg, meta_bytes, offset))["camera"]
+        try:
+            meta = orjson.loads(self._read(offset, meta_bytes))["camera"]
+        except (orjson.JSONDecodeError, KeyError):  # its checksum is with the radar frame's
+            return None
         return CameraFrame(
             site,
             meta["seq"],
@@ -218,12 +251,25 @@ class SegmentReader:
             encoding=meta["encoding"],
         )
 
+    def _read(self, offset: int, num_bytes: int) -> bytes:
+        """Bytes of the data file; none if a damaged row points outside it."""
+        is_inside = offset + num_bytes <= os.fstat(self._seg).st_size
+        return os.pread(self._seg, num_bytes, offset) if is_inside else b""
+
     def is_intact(self, index: int) -> bool:
         return self.read_radar(index, site="-") is not None and self.read_camera(index, site="-") is not None
 
     def close(self) -> None:
         os.close(self._idx)
         os.close(self._seg)
+
+
+def _row_offset(row: int) -> int:
+    return len(_IDX_MAGIC) + row * ROW.itemsize
+
+
+def _row_id(row: np.void) -> FrameId:
+    return FrameId(int(row["captured_at_ns"]), int(row["seq"]))
 
 
 def _meta(pair: Pair) -> bytes:

@@ -4,15 +4,19 @@
     store/SITE/labels.jsonl        what people said about frames
     store/SITE/writer.lock         held by the one process that may write
 
-Bounded by bytes, age and a floor of free disk. A labelled pair is pinned: when its segment is dropped it moves
-to the newest one, up to `pinned_share` of the bytes. The store does not know what a pair is good for.
+Bounded by bytes, age and a floor of free disk, whenever `evict` is called. A labelled pair is pinned: when its
+segment is dropped it moves to the newest one, up to `pinned_share` of the bytes. The store does not know what a
+pair is good for.
 """
 
+import contextlib
 import fcntl
 import os
+import resource
 import shutil
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -27,6 +31,12 @@ from services.core.segments import Pair, SegmentReader, SegmentWriter
 
 __all__ = ["Pair", "StoreLimits", "StoreReader", "StoreWriter", "StoredPair"]
 
+_MAX_SEGMENTS = 128
+"""Segments of a large store grow so that a site has about this many: readers hold two descriptors for each."""
+_MAX_DESCRIPTORS = 65536
+_SEALS_PER_AGE = 8
+"""A slow site's segment is sealed after this part of the greatest age: pairs go at most that much too late."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoreLimits:
@@ -40,27 +50,40 @@ class StoreLimits:
 
 
 class StoreWriter:
-    """The one writer of a site. Raises StoreError if another process writes already."""
+    """The one writer of a site. Raises StoreError if another process writes already, or the disk refuses.
+
+    Threads may share it: each call waits for the one before.
+    """
 
     def __init__(self, store_dir: Path, site: str, *, limits: StoreLimits = StoreLimits()) -> None:
         self.site = check_site(site)
         self.limits = limits
         self._dir = store_dir / site
-        self._dir.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self._dir / "writer.lock", site)
+        self._turn = threading.RLock()
         self.labels = LabelLog(self._dir, site=site)
+        self._sealed: dict[str, int] = {}
+        self._ids: dict[FrameId, str] = {}
+        self.num_evicted = 0
+        with _store_errors(self._dir), contextlib.ExitStack() as opened:
+            self._dir.mkdir(parents=True, exist_ok=True)
+            self._lock = opened.enter_context(_lock(self._dir / "writer.lock", site))
+            self._load()
+            opened.pop_all()
+
+    def _load(self) -> None:
         self.labels.refresh()
         names = _segment_names(self._dir)
-        self._sealed: dict[str, int] = {name: _size(self._dir, name) for name in names[:-1]}
-        self._ids: dict[FrameId, str] = {}
+        for path in self._dir.glob("*.seg"):
+            if path.stem not in names:  # a crash came between the two unlinks, or before its index was made
+                path.unlink()
         for name in names[:-1]:
-            reader = SegmentReader(self._dir, name)
-            reader.refresh()
-            self._ids.update(dict.fromkeys(_ids(reader), name))
-            reader.close()
+            self._sealed[name] = _size(self._dir, name)
+            with contextlib.closing(SegmentReader(self._dir, name)) as reader:
+                reader.refresh()
+                self._ids.update((frame_id, name) for _, frame_id in reader.ids())
         self._open = SegmentWriter(self._dir, names[-1] if names else f"{1:08d}")
+        self._opened_at_s = time.time() - self._age_s(self._open.name)
         self._ids.update(dict.fromkeys(self._open.ids, self._open.name))
-        self.num_evicted = 0
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -74,58 +97,76 @@ class StoreWriter:
 
         Raises StoreError when the disk is full; nothing of the group is stored then, and a later call may work.
         """
-        news = list({pair.id: pair for pair in pairs if pair.id not in self._ids}.values())
-        if not news:
-            return 0
-        self.evict()
-        self._require_free_disk()
-        self._write(news)
-        return len(news)
+        with self._turn, _store_errors(self._dir):
+            news = list({pair.id: pair for pair in pairs if pair.id not in self._ids}.values())
+            if not news:
+                return 0
+            self.evict()
+            self._require_free_disk()
+            self._write(news)
+            return len(news)
 
     def append_labels(self, labels: Sequence[Label]) -> int:
         """Keep `labels` durably; return how many were news."""
-        return self.labels.append(labels)
+        with self._turn:
+            return self.labels.append(labels)
 
     def evict(self) -> int:
-        """Drop whole segments, oldest first, until all limits hold; return how many pairs fell out."""
-        before = self.num_evicted
-        while self._sealed and (
-            self.num_bytes > self.limits.max_bytes or self._is_too_old(next(iter(self._sealed)))
-        ):
-            self._drop(next(iter(self._sealed)))
-        while self._sealed and self._free_bytes() < self.limits.min_free_bytes:
-            self._drop(next(iter(self._sealed)))
-        return self.num_evicted - before
+        """Drop whole segments, oldest first, until all limits hold; return how many pairs fell out.
+
+        May be called at any time; age counts from a segment's last append. Raises StoreError if the disk refuses:
+        what was not dropped then is dropped by a later call.
+        """
+        with self._turn, _store_errors(self._dir):
+            before = self.num_evicted
+            if self._open.num_rows and self._is_open_too_long():
+                self._seal()
+            for name in list(self._sealed):  # each at most once: moved pinned pairs may fill new ones
+                if not self._must_go(name):
+                    break
+                self._drop(name)
+            return self.num_evicted - before
+
+    def _must_go(self, name: str) -> bool:
+        return (
+            self.num_bytes > self.limits.max_bytes
+            or self._age_s(name) > self.limits.max_age_s
+            or self._free_bytes() < self.limits.min_free_bytes
+        )
+
+    def _is_open_too_long(self) -> bool:
+        open_s = time.time() - self._opened_at_s
+        return max(open_s * _SEALS_PER_AGE, self._age_s(self._open.name)) > self.limits.max_age_s
 
     def _write(self, pairs: list[Pair]) -> None:
-        segment_bytes = min(self.limits.segment_bytes, max(self.limits.max_bytes // 8, 1))
-        try:
-            if self._open.ids and self._open.num_bytes >= segment_bytes:
-                self._seal()
-            self._open.append(pairs)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write to {self._dir}: {error.strerror}", remedy="free some disk; nothing was lost"
-            ) from error
+        segment_bytes = max(self.limits.segment_bytes, self.limits.max_bytes // _MAX_SEGMENTS)
+        segment_bytes = min(segment_bytes, max(self.limits.max_bytes // 8, 1))
+        if self._open.num_rows and self._open.num_bytes >= segment_bytes:
+            self._seal()
+        self._open.append(pairs)
         self._ids.update(dict.fromkeys((pair.id for pair in pairs), self._open.name))
 
     def _seal(self) -> None:
         full = self._open
         self._open = SegmentWriter(self._dir, f"{int(full.name) + 1:08d}")  # first: a full disk refuses it
+        self._opened_at_s = time.time()
         self._sealed[full.name] = full.num_bytes
         full.close()
 
     def _drop(self, name: str) -> None:
-        """1. move the pinned pairs to the newest segment, 2. unlink the index, 3. the data."""
+        """1. move the pinned pairs to the newest segment, 2. unlink the index, 3. forget, 4. unlink the data.
+
+        If 1 or 2 fails it is all still there for the next time; what 4 leaves behind goes at the next start.
+        """
         pinned = self._pinned_pairs(name)
-        dropped_bytes = self._sealed.pop(name)
-        if pinned and self._free_bytes() > dropped_bytes // 4:
+        if pinned and self._free_bytes() > self._sealed[name] // 4:
             self._write(pinned)
+        (self._dir / f"{name}.idx").unlink()
+        del self._sealed[name]
         gone = [frame_id for frame_id, owner in self._ids.items() if owner == name]
         for frame_id in gone:
             del self._ids[frame_id]
         self.num_evicted += len(gone)
-        (self._dir / f"{name}.idx").unlink()
         (self._dir / f"{name}.seg").unlink()
         sync_directory(self._dir)
 
@@ -134,24 +175,22 @@ class StoreWriter:
         labelled = sum(1 for frame_id in self._ids if frame_id in self.labels.labels)
         mean_bytes = self.num_bytes / max(len(self._ids), 1)
         room = int(self.limits.pinned_share * self.limits.max_bytes / max(mean_bytes, 1.0))
-        reader = SegmentReader(self._dir, name)
-        reader.refresh()
-        keep = [
-            row for row, frame_id in enumerate(_ids(reader)) if frame_id in self.labels.labels
-            and self._ids.get(frame_id) == name
-        ]  # fmt: skip
         num_over = max(0, labelled - room)
         pairs = []
-        for row in keep[num_over:]:
-            radar, camera = reader.read_radar(row, site=self.site), reader.read_camera(row, site=self.site)
-            if radar is not None and camera is not None:
-                pairs.append(Pair(radar, camera))
-        reader.close()
+        with contextlib.closing(SegmentReader(self._dir, name)) as reader:
+            reader.refresh()
+            keep = [
+                row for row, frame_id in reader.ids() if frame_id in self.labels.labels
+                and self._ids.get(frame_id) == name
+            ]  # fmt: skip
+            for row in keep[num_over:]:
+                radar, camera = reader.read_radar(row, site=self.site), reader.read_camera(row, site=self.site)
+                if radar is not None and camera is not None:
+                    pairs.append(Pair(radar, camera))
         return pairs
 
-    def _is_too_old(self, name: str) -> bool:
-        age_s = time.time() - (self._dir / f"{name}.idx").stat().st_mtime
-        return age_s > self.limits.max_age_s
+    def _age_s(self, name: str) -> float:
+        return time.time() - (self._dir / f"{name}.idx").stat().st_mtime
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self._dir).free
@@ -165,8 +204,9 @@ class StoreWriter:
             )
 
     def close(self) -> None:
-        self._open.close()
-        self._lock.close()
+        with self._turn:
+            self._open.close()
+            self._lock.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +238,7 @@ class StoreReader:
         self._labels: dict[str, LabelLog] = {}
         self._pairs: dict[tuple[str, FrameId], StoredPair] = {}
         self._order: list[StoredPair] | None = None
+        _allow_descriptors()
 
     def refresh(self) -> int:
         """Take in what was appended, let go of what was evicted; return how many pairs there are."""
@@ -205,32 +246,30 @@ class StoreReader:
         live = {(site, name) for site in sites for name in _segment_names(self._dir / site)}
         for key in [key for key in self._segments if key not in live]:
             self._forget(key)
-        for site, name in sorted(live):
-            self._take_in(site, name)
+        for site, name in live - self._segments.keys():
+            with contextlib.suppress(FileNotFoundError):  # evicted between the listing and the opening
+                self._segments[site, name] = SegmentReader(self._dir / site, name)
+        for segment in self._segments.values():
+            segment.refresh()
+        if any(segment.is_reloaded for segment in self._segments.values()):
+            # The writer took a failed append back. Those rows may have hidden pairs of other segments: all anew.
+            self._pairs.clear()
+            self._num_taken.clear()
+        for key in sorted(self._segments):
+            self._take_in(key)
         for site in sites:
             self._labels.setdefault(site, LabelLog(self._dir / site, site=site)).refresh()
         return len(self._pairs)
 
-    def _take_in(self, site: str, name: str) -> None:
-        key = (site, name)
-        if key not in self._segments:
-            try:
-                self._segments[key] = SegmentReader(self._dir / site, name)
-            except FileNotFoundError:
-                return  # evicted between the listing and the opening
-        segment = self._segments[key]
+    def _take_in(self, key: tuple[str, str]) -> None:
+        site, segment = key[0], self._segments[key]
         first = self._num_taken.get(key, 0)
-        last = segment.refresh()
-        if last < first:  # the writer took a failed append back
-            self._forget(key)
-            return
-        for row in range(first, last):
-            values = segment.rows[row]
-            frame_id = FrameId(int(values["captured_at_ns"]), int(values["seq"]))
-            self._pairs[site, frame_id] = StoredPair(site, frame_id, int(values["camera_at_ns"]), segment, row)
-        if last > first:
+        for row, frame_id in segment.ids(first=first):
+            camera_at_ns = int(segment.rows[row]["camera_at_ns"])
+            self._pairs[site, frame_id] = StoredPair(site, frame_id, camera_at_ns, segment, row)
+        if len(segment.rows) > first:
             self._order = None
-        self._num_taken[key] = last
+        self._num_taken[key] = len(segment.rows)
 
     def _forget(self, key: tuple[str, str]) -> None:
         segment = self._segments.pop(key)
@@ -302,9 +341,24 @@ def _size(directory: Path, name: str) -> int:
     return sum((directory / f"{name}{suffix}").stat().st_size for suffix in (".idx", ".seg"))
 
 
-def _ids(reader: SegmentReader) -> Iterable[FrameId]:
-    for row in reader.rows:
-        yield FrameId(int(row["captured_at_ns"]), int(row["seq"]))
+@contextlib.contextmanager
+def _store_errors(directory: Path) -> Iterator[None]:
+    """Say what the disk refused as what callers wait on."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {directory}: {error.strerror}",
+            remedy="free some disk or repair its permissions; nothing was lost",
+        ) from error
+
+
+def _allow_descriptors() -> None:
+    """Raise this process's soft limit of open files: many sites have many segments."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _lock(path: Path, site: str) -> IO[str]:
@@ -317,7 +371,10 @@ def _lock(path: Path, site: str) -> IO[str]:
             f"another process writes site {site} ({path} is locked)",
             remedy="stop it, or give this one other sites",
         ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    try:
+        file.truncate(0)
+        os.write(file.fileno(), b"%d\n" % os.getpid())
+    except OSError:
+        file.close()
+        raise
     return file

@@ -5,9 +5,11 @@ be decoded is buried in the site's dead-letter stream with its reason. docs/asyn
 """
 
 import asyncio
-import itertools
+import re
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
@@ -16,8 +18,16 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -33,8 +43,14 @@ EVENTS_MAX_ENTRIES = 2000
 DEAD_MAX_ENTRIES = 1000
 MIN_SERVER = (7, 0)
 
-StreamsLost = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
-"""What to catch to back off and keep state while the server is away, full or read-only."""
+_ANY_RADAR_KEY = re.compile(rb"echosight:\{(.*)\}:radar", re.DOTALL)
+_PASSING = re.compile(r"(?:^|caused error: \W*)(?:MISCONF|NOREPLICAS)\b")
+
+StreamsLost = (
+    RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError,
+    ClusterDownError, MasterDownError, TryAgainError,
+)  # fmt: skip
+"""What to catch to back off and keep state while the server is away, full, read-only or reorganising."""
 
 
 def stream_key(site: str, kind: str) -> str:
@@ -57,7 +73,11 @@ def connect(url: str) -> "redis.asyncio.Redis":
             retry=AsyncRetry(NoBackoff(), 0),
         )
     except ValueError as error:
-        raise StreamsError(f"REDIS_URL is {url!r}: {error}", remedy="use redis://host:port/db") from None
+        raise _bad_url(url, error) from None
+
+
+def _bad_url(url: str, error: ValueError) -> StreamsError:
+    return StreamsError(f"REDIS_URL is {url!r}: {error}", remedy="use redis://host:port/db")
 
 
 async def check_server(client: "redis.asyncio.Redis") -> str:
@@ -87,6 +107,17 @@ async def wait_for_server(client: "redis.asyncio.Redis", *, timeout_s: float) ->
         await asyncio.sleep(0.2)
 
 
+@asynccontextmanager
+async def _passing_as_lost() -> AsyncIterator[None]:
+    """Raise refusals that pass by themselves (disk of the server full, replicas away) as one of StreamsLost."""
+    try:
+        yield
+    except ResponseError as error:
+        if _PASSING.search(str(error)):
+            raise RedisConnectionError(str(error)) from error
+        raise
+
+
 class Publisher:
     """Writes frames to their sites' streams, pipelined, each stream capped."""
 
@@ -101,6 +132,7 @@ class Publisher:
         await wait_for_server(client, timeout_s=timeout_s)
         return cls(client, max_entries=max_entries)
 
+    @_passing_as_lost()
     async def publish(self, frames: Sequence[Frame]) -> None:
         """Append `frames` to their streams in one round trip. Raises BadFrameError before anything is sent."""
         if not frames:
@@ -160,13 +192,20 @@ class Consumer:
     """Reads all sites' streams in one consumer group. It never acknowledges by itself."""
 
     def __init__(self, client: "redis.asyncio.Redis", *, name: str, sites: Iterable[str] = ()) -> None:
-        """sites: the ones to read; none: every site that has a radar stream, looked up by `discover`."""
+        """sites: the ones to read; none: every site that has a radar stream, looked up by `find_sites`.
+
+        Raises BadFrameError for a name that cannot be one of a site.
+        """
         self._client = client
         self._name = name
-        self._fixed = tuple(sites)
+        self._fixed = tuple(check_site(site) for site in sites)
         self._streams: dict[bytes, tuple[str, Kind]] = {}
         self._fresh: set[bytes] = set()  # streams whose own pending entries were not read again yet
+        self._counted_to: dict[bytes, int] = {}  # entries ever added that are read or counted as trimmed
+        self._num_read: Counter[bytes] = Counter()  # since then
         self.num_trimmed = 0
+        self.refused: dict[str, str] = {}
+        """Key or site to why it is not read: what the last `find_sites` and `join` passed over."""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -174,22 +213,59 @@ class Consumer:
 
     async def discover(self) -> tuple[str, ...]:
         """Join the group on all streams of the sites that are there; return the sites. Cheap to repeat."""
-        sites = set(self._fixed)
-        if not sites:
-            async for key in self._client.scan_iter(match="echosight:{*}:radar", count=1000, _type="stream"):
-                sites.add(key.decode().split("{", 1)[1].split("}", 1)[0])
-        for site, kind in itertools.product(sorted(sites), KINDS):
-            key = stream_key(site, kind).encode()
-            if key not in self._streams:
-                await self._create_group(key)
-                self._streams[key] = (site, kind)
-                self._fresh.add(key)
+        for site in await self.find_sites():
+            await self.join(site)
         return self.sites
 
+    @_passing_as_lost()
+    async def find_sites(self) -> tuple[str, ...]:
+        """The sites that could be joined: those given, or all that have a radar stream."""
+        self.refused = {}
+        if self._fixed:
+            return tuple(sorted(set(self._fixed)))
+        sites = set()
+        async for key in self._client.scan_iter(match="echosight:{*}:radar", count=1000, _type="stream"):
+            found = _ANY_RADAR_KEY.fullmatch(key)
+            site = found[1].decode(errors="backslashreplace") if found else ""
+            try:
+                sites.add(check_site(site))
+            except BadFrameError as error:
+                self.refused[key.decode(errors="backslashreplace")] = str(error)
+        return tuple(sorted(sites))
+
+    @_passing_as_lost()
+    async def join(self, site: str) -> bool:
+        """Join the group on all streams of `site`; False, and none of them is read, if a key is no stream."""
+        streams: dict[bytes, tuple[str, Kind]] = {stream_key(site, kind).encode(): (site, kind) for kind in KINDS}
+        if streams.keys() <= self._streams.keys():
+            return True
+        try:
+            await self._create_groups(streams)
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            self.refused[site] = f"a key of site {site} is no stream; rename what is not Echosight's"
+            return False
+        for key in streams:
+            await self._count_trimmed(key)
+        self._streams |= streams
+        self._fresh |= streams.keys()
+        return True
+
+    async def _create_groups(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            try:
+                await self._client.xgroup_create(key, INGEST_GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    @_passing_as_lost()
     async def read(self, *, count: int, block_ms: int, skip: Collection[tuple[str, Kind]] = ()) -> list[Delivery]:
         """Up to `count` entries a stream: after a (re)start first those that this consumer never acknowledged.
 
-        Empty when none came within `block_ms`. A group lost to a flush is made anew, from the beginning.
+        Empty when none came within `block_ms`. A group lost to a flush is made anew, from the beginning;
+        sites with a key that is no stream any more are left.
         skip: (site, kind) of streams to leave alone this time.
         """
         wanted = {key: ">" for key, stream in self._streams.items() if stream not in skip}
@@ -204,18 +280,25 @@ class Consumer:
             )
         except StreamsLost:
             self._fresh = set(self._streams)  # what was delivered into the void is pending: read it again
+            self._recount()
             raise
         except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
+            if not str(error).startswith(("NOGROUP", "WRONGTYPE")):
                 raise
             await asyncio.sleep(block_ms / 1e3)  # never spin while someone flushes
-            for key in self._streams:
-                await self._create_group(key)
+            sites = self.sites
+            self._streams.clear()
+            self._fresh.clear()
+            self._recount()
+            for site in sites:
+                await self.join(site)
             return []
-        return [delivery for key, entries in _pairs(reply) for delivery in self._decode(key, entries)]
+        pages = _pairs(reply)
+        self._num_read.update({key: len(entries) for key, entries in pages})
+        return [delivery for key, entries in pages for delivery in self._decode(key, entries)]
 
     async def _read_own_pending(self, count: int) -> list[Delivery]:
-        """One page of own pending entries of each fresh stream; a stream leaves `_fresh` once it has none.
+        """All own pending entries of the fresh streams, in pages of `count`; the streams are not fresh then.
 
         The caller acknowledges or holds what it gets, so the cursor advances past what was delivered here.
         """
@@ -234,6 +317,7 @@ class Consumer:
             self._fresh.discard(key)
         return deliveries
 
+    @_passing_as_lost()
     async def claim_stale(self, *, min_idle_ms: int, count: int, held: set[tuple[str, bytes]]) -> list[Delivery]:
         """Take over entries that another consumer left unacknowledged for `min_idle_ms`.
 
@@ -246,8 +330,8 @@ class Consumer:
                     key, INGEST_GROUP, self._name, min_idle_time=min_idle_ms, start_id="0-0", count=count
                 )
             except ResponseError as error:
-                if str(error).startswith("NOGROUP"):
-                    continue  # read() makes it anew
+                if str(error).startswith(("NOGROUP", "WRONGTYPE")):
+                    continue  # read() makes it anew, or leaves the site
                 raise
             self.num_trimmed += len(reply[2]) if len(reply) > 2 else 0
             text = key.decode()
@@ -255,6 +339,7 @@ class Consumer:
             claimed += self._decode(key, fresh)
         return claimed
 
+    @_passing_as_lost()
     async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
         """Say that `deliveries` are done with, in one round trip. Only after their pairs are durably stored."""
         by_key: dict[str, list[bytes]] = {}
@@ -267,6 +352,7 @@ class Consumer:
             pipeline.xack(key, INGEST_GROUP, *entry_ids)
         await pipeline.execute()
 
+    @_passing_as_lost()
     async def bury(self, delivery: Delivery, reason: str) -> None:
         """Move an entry to its site's dead letters, with the reason, and acknowledge it: both or neither."""
         pipeline = self._client.pipeline(transaction=True)
@@ -297,15 +383,49 @@ class Consumer:
             deliveries.append(Delivery(site, kind, entry_id, frame, fields))
         return deliveries
 
-    async def _create_group(self, key: bytes) -> None:
+    @_passing_as_lost()
+    async def count_trimmed(self) -> None:
+        """Add to `num_trimmed` what the producers' caps trimmed away before anyone had read it."""
+        for key in self._streams:
+            await self._count_trimmed(key)
+
+    async def _count_trimmed(self, key: bytes) -> None:
+        """How far the group has come among all entries ever added, less what was read on the way there."""
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.xinfo_stream(key)
+        pipeline.xinfo_groups(key)
         try:
-            await self._client.xgroup_create(key, INGEST_GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
+            stream, groups = await pipeline.execute()
+        except ResponseError:  # flushed, or replaced: read() notices
+            return
+        for group in groups:
+            if group["name"] == INGEST_GROUP.encode():
+                num_passed = _num_passed(stream, group)
+                if num_passed is None:  # the server cannot tell now; it can once all is read
+                    return
+                num_missed = num_passed - self._counted_to.get(key, num_passed) - self._num_read[key]
+                if key in self._counted_to:
+                    self.num_trimmed += max(num_missed, 0)
+                self._counted_to[key] = num_passed
+                self._num_read[key] = 0
+
+    def _recount(self) -> None:
+        """Count anew from here: what was read since the last count is not known for sure."""
+        self._counted_to.clear()
+        self._num_read.clear()
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _num_passed(stream: dict[str, Any], group: dict[str, Any]) -> int | None:
+    """How many of the entries ever added lie at or before the group's position; None if the server cannot tell."""
+    if group["last-delivered-id"] == stream["last-generated-id"]:
+        return int(stream["entries-added"])
+    if group["last-delivered-id"] == b"0-0":  # nothing read yet: all that is not there any more was passed by
+        return int(stream["entries-added"]) - int(stream["length"])
+    num_read = group.get("entries-read")
+    return None if num_read is None else int(num_read)
 
 
 def _pairs(reply: Any) -> list[tuple[bytes, list[tuple[bytes, codec.Entry | None]]]]:
@@ -321,9 +441,13 @@ class EventLog:
     """Small JSON events for people and dashboards, capped, best effort: a lost server never stops a worker."""
 
     def __init__(self, url: str, *, source: str) -> None:
-        self._client = redis.Redis.from_url(
-            url, socket_connect_timeout=1.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
-        )
+        """Nothing is sent yet. Raises StreamsError for a bad URL."""
+        try:
+            self._client = redis.Redis.from_url(
+                url, socket_connect_timeout=1.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
+            )
+        except ValueError as error:
+            raise _bad_url(url, error) from None
         self._source = source
 
     def emit(self, kind: str, **values: Any) -> bool:
@@ -337,17 +461,33 @@ class EventLog:
         return True
 
     def since(self, last_id: str, *, block_ms: int | None = None) -> tuple[str, list[dict[str, Any]]]:
-        """Events after `last_id` ("$": from now) and the id to go on from. Raises StreamsLost errors."""
+        """Events after `last_id` ("$": from now) and the id to go on from. Raises StreamsLost errors.
+
+        Entries that hold no JSON object are passed over.
+        """
         if last_id == "$":
             newest = cast(list[Any], self._client.xrevrange(EVENTS, count=1))
             return (newest[0][0].decode() if newest else "0-0"), []
         reply = self._client.xread({EVENTS: last_id}, count=500, block=block_ms)
-        events = []
-        for _, entries in _pairs(reply):
-            for entry_id, fields in entries:
-                last_id = entry_id.decode()
-                events.append(orjson.loads((fields or {}).get(b"event", b"{}")))
-        return last_id, events
+        entries = [entry for _, page in _pairs(reply) for entry in page]
+        return (entries[-1][0].decode() if entries else last_id), _objects(entries)
+
+    def latest(self, count: int = 200) -> list[dict[str, Any]]:
+        """The newest events, oldest of them first. Raises StreamsLost errors."""
+        return _objects(reversed(cast(list[Any], self._client.xrevrange(EVENTS, count=count))))
 
     def close(self) -> None:
         self._client.close()
+
+
+def _objects(entries: Iterable[tuple[bytes, codec.Entry | None]]) -> list[dict[str, Any]]:
+    """The JSON objects among entries of the events stream; anybody can write anything there."""
+    events = []
+    for _, fields in entries:
+        try:
+            event = orjson.loads((fields or {}).get(b"event", b""))
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events

@@ -5,6 +5,9 @@ them out and repeat (ties: the earlier radar frame, then the earlier camera fram
 decided as soon as no frame still to come could change it. "Still to come" is judged per sensor by event time: a
 sensor that has delivered time t may still deliver anything later than t minus the grace. A sensor that is silent
 for `idle_timeout_s` of arrival time, while the other one is not, holds nobody back.
+
+A jump of a sensor's clock by more than a minute, ahead or back, counts once a second frame in a row confirms it.
+A frame far ahead that the next one did not confirm is a stray: it leaves alone, and event time goes on.
 """
 
 from bisect import bisect_left
@@ -16,11 +19,12 @@ from services.core.frames import FrameId
 
 T = TypeVar("T")
 Side = Literal["radar", "camera"]
-Reason = Literal["no_partner", "partner_taken", "late", "duplicate"]
+Reason = Literal["no_partner", "partner_taken", "late", "duplicate", "stray"]
 _NEVER = -(2**63)
 _ALWAYS = 2**63
 _NUM_SEEN = 8192
 _NUM_TAKEN = 128
+_MAX_JUMP_NS = 60 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ class Matcher(Generic[T]):
     def _settle(self, radar_watermark_ns: int, camera_watermark_ns: int) -> list[Decision[T]]:
         radars, cameras = self._sources["radar"], self._sources["camera"]
         decisions: list[Decision[T]] = []
+        for side, source in self._sources.items():
+            decisions += [self._leftover(side, stray.payload, "stray") for stray in source.drop_strays()]
         progress = True
         while progress:
             progress = False
@@ -147,6 +153,7 @@ class _Source(Generic[T]):
     def __init__(self, grace_ns: int, now_s: float) -> None:
         self._grace_ns = grace_ns
         self._newest_ns = _NEVER
+        self._jump_ns: int | None = None  # the last frame's time, if it was too far off to be believed alone
         self.heard_at_s = now_s
         self._seen: OrderedDict[FrameId, None] = OrderedDict()
         self._taken_ns: deque[int] = deque(maxlen=_NUM_TAKEN)
@@ -165,8 +172,17 @@ class _Source(Generic[T]):
         at = bisect_left(self._ids, frame_id)
         self._ids.insert(at, frame_id)
         self.waiting.insert(at, Item(frame_id, payload, is_late))
-        self._newest_ns = max(self._newest_ns, frame_id.captured_at_ns)
+        self._advance(frame_id.captured_at_ns)
         return True
+
+    def _advance(self, at_ns: int) -> None:
+        newest_ns, jump_ns = self._newest_ns, self._jump_ns
+        if newest_ns == _NEVER or abs(at_ns - newest_ns) <= _MAX_JUMP_NS:
+            self._newest_ns, self._jump_ns = max(newest_ns, at_ns), None
+        elif jump_ns is not None and (jump_ns > newest_ns) == (at_ns > newest_ns):  # said twice: so it is
+            self._newest_ns, self._jump_ns = max(jump_ns, at_ns), None
+        else:
+            self._jump_ns = at_ns
 
     def is_idle(self, now_s: float, idle_timeout_s: float) -> bool:
         return now_s - self.heard_at_s >= idle_timeout_s
@@ -201,6 +217,14 @@ class _Source(Generic[T]):
     def drop(self, item: Item[T]) -> None:
         at = bisect_left(self._ids, item.id)
         del self._ids[at], self.waiting[at]
+
+    def drop_strays(self) -> list[Item[T]]:
+        """Take out and return frames too far ahead, but for the one that the next frame may still confirm."""
+        first = self._first_from(self._newest_ns + _MAX_JUMP_NS + 1)
+        strays = [item for item in self.waiting[first:] if item.at_ns != self._jump_ns]
+        for stray in strays:
+            self.drop(stray)
+        return strays
 
     def has_taken_near(self, at_ns: int, window_ns: int) -> bool:
         return any(abs(taken - at_ns) <= window_ns for taken in self._taken_ns)

@@ -2,9 +2,10 @@
 
 import socket
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from services.core.frames import DEFAULT_WINDOW_MS
+from services.core.errors import BadFrameError
+from services.core.frames import DEFAULT_WINDOW_MS, check_site
 from services.core.settings import CoreSettings
 from services.core.store import StoreLimits
 
@@ -46,9 +47,19 @@ class IngestSettings(CoreSettings):
     )
     read_count: int = Field(default=128, ge=1, le=10_000, description="entries a stream and round trip")
 
+    @field_validator("sites")
+    @classmethod
+    def _check_sites(cls, sites: str) -> str:
+        for site in _split(sites):
+            try:
+                check_site(site)
+            except BadFrameError as error:
+                raise ValueError(str(error)) from None
+        return sites
+
     @property
     def site_names(self) -> tuple[str, ...]:
-        return tuple(site.strip() for site in self.sites.split(",") if site.strip())
+        return _split(self.sites)
 
     def store_limits(self, *, num_sites: int) -> StoreLimits:
         """One site's equal share."""
@@ -58,3 +69,7 @@ class IngestSettings(CoreSettings):
             min_free_bytes=self.min_free_bytes,
             pinned_share=self.pinned_share,
         )
+
+
+def _split(sites: str) -> tuple[str, ...]:
+    return tuple(site.strip() for site in sites.split(",") if site.strip())

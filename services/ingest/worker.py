@@ -1,7 +1,8 @@
 """The ingest worker: read -> pair -> append -> acknowledge, for ever.
 
 It owns the stores it writes and the frames it holds in memory; whatever it holds is still unacknowledged, so a
-kill at any moment loses nothing. It knows nothing of learning.
+kill at any moment loses nothing. A site is read only by the process that holds its store's lock: both sensors'
+frames must come to one matcher. It knows nothing of learning.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.core.errors import BadFrameError, StoreError
-from services.core.frames import CameraFrame, Label, RadarFrame, window_ns
+from services.core.frames import SITE_PATTERN, CameraFrame, Label, RadarFrame, window_ns
 from services.core.logs import Log
 from services.core.store import Pair, StoreWriter
 from services.core.streams import Consumer, Delivery, EventLog, Kind, StreamsLost
@@ -22,6 +23,7 @@ from services.ingest.settings import IngestSettings
 _BLOCK_MS = 100
 _DISCOVER_EVERY_S = 2.0
 _REPORT_EVERY_S = 2.0
+_EVICT_EVERY_S = 10.0
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _MAX_DECIDED = 256  # entries decided but not yet committed; beyond, reading waits for the disk
 _MAX_WAITING = 512  # frames of one sensor held in memory; beyond, only the other sensor is read
@@ -50,6 +52,9 @@ class IngestWorker:
         self._events = events
         self._matchers: dict[str, Matcher[Delivery]] = {}
         self._writers: dict[str, StoreWriter] = {}
+        self._writing = asyncio.Lock()  # held by the one thread that changes stores: a commit or an eviction
+        self._skipped: dict[str, str] = {}  # site or key: why it is left alone, as said in the log
+        self._num_sites = 0  # ours or not: all share the disk
         self._held: set[tuple[str, bytes]] = set()
         self._decided = _Batch()  # grows while the one before it is on its way to the disk
         self._committing = _Batch()  # still full after a failure: tried again before anything else
@@ -57,6 +62,7 @@ class IngestWorker:
         self._is_stopping = False
         self._next_discover_s = 0.0
         self._next_claim_s = 0.0
+        self._next_evict_s = 0.0
         self._reported_s, self._reported_num = time.monotonic(), 0
         self.counts: Counter[str] = Counter()
 
@@ -83,8 +89,8 @@ class IngestWorker:
                         if until_idle_s is not None and time.monotonic() - last_frame_s > until_idle_s:
                             self._flush()
                             self.stop()
-                    await self._commit_next()
-                    failures = 0
+                    if await self._commit_next():
+                        failures = 0
                 except (*StreamsLost, StoreError) as error:
                     await self._back_off(error, failures)
                     failures += 1
@@ -133,24 +139,29 @@ class IngestWorker:
                 self._decided.done.append(decision.payload)
                 self.counts[f"{decision.side}.{decision.reason}"] += 1
 
-    async def _commit_next(self) -> None:
+    async def _commit_next(self) -> bool:
         """Commit what is decided, one batch at a time, while the caller goes on reading.
 
-        Raises what made the last commit fail; its batch stays, and is the next to be committed.
+        Returns whether nothing is left in doubt: a commit has finished, or none was due. Raises what made the
+        last commit fail; its batch stays, and is the next to be committed.
         """
+        is_settled = self._commit is None and not self._committing
         if self._commit is not None and (self._commit.done() or len(self._decided) >= _MAX_DECIDED):
             finished, self._commit = self._commit, None
             await finished
+            is_settled = True
         if self._commit is None:
             if not self._committing:
                 self._committing, self._decided = self._decided, _Batch()
             if self._committing:
                 self._commit = asyncio.create_task(self._commit_batch(self._committing))
+        return is_settled
 
     async def _commit_batch(self, batch: _Batch) -> None:
         """1. append durably, 2. bury, 3. acknowledge, 4. forget. After a failure it goes on where it stopped."""
         if batch.pairs or batch.labels:
-            await asyncio.to_thread(self._store, batch)
+            async with self._writing:
+                await asyncio.to_thread(self._store, batch)
         while batch.dead:
             await self._bury(*batch.dead[-1])
             batch.dead.pop()
@@ -167,27 +178,69 @@ class IngestWorker:
 
     def _store(self, batch: _Batch) -> None:
         for site, pairs in batch.pairs.items():
-            self.counts["stored"] += self._writer(site).append(pairs)
+            self.counts["stored"] += self._writers[site].append(pairs)
         batch.pairs.clear()
         for site, labels in batch.labels.items():
-            self.counts["labels"] += self._writer(site).append_labels(labels)
+            self.counts["labels"] += self._writers[site].append_labels(labels)
         batch.labels.clear()
 
     async def _upkeep(self) -> None:
-        """Look for new sites, take over what dead consumers left, report: each when its time has come."""
+        """Look for new sites, take over what dead consumers left, evict, report: each when its time has come."""
         now_s = time.monotonic()
         if now_s >= self._next_discover_s:
-            known = self._consumer.sites
-            sites = await self._consumer.discover()
-            if sites != known:
-                self._log.info("sites_found", sites=sites)
-                self._share_out(len(sites))
+            await self._discover()
             self._next_discover_s = now_s + _DISCOVER_EVERY_S
         if now_s >= self._next_claim_s:
             await self._take_over()
             self._next_claim_s = now_s + self._settings.claim_idle_ms / 2e3
+        if now_s >= self._next_evict_s:
+            self._next_evict_s = now_s + _EVICT_EVERY_S  # first: what fails now is not tried at every turn
+            async with self._writing:
+                await asyncio.to_thread(self._evict)
         if now_s >= self._reported_s + _REPORT_EVERY_S:
+            await self._consumer.count_trimmed()
             await asyncio.to_thread(self._report)
+
+    async def _discover(self) -> None:
+        """1. find sites, 2. lock their stores, 3. read those that are ours. The others: again next time."""
+        known = self._consumer.sites
+        sites = await self._consumer.find_sites()
+        stores = set(sites) | await asyncio.to_thread(self._stored_sites)
+        self._num_sites = len(stores)
+        skipped = {}
+        for site in sorted(stores - self._writers.keys()):
+            try:
+                self._writers[site] = await asyncio.to_thread(self._open_writer, site)
+            except StoreError as error:
+                skipped[site] = str(error)
+        for site in sites:
+            if site in self._writers:
+                await self._consumer.join(site)
+        skipped |= self._consumer.refused
+        for name, reason in skipped.items():
+            if self._skipped.get(name) != reason:
+                self._log.warning("site_skipped", name=name, reason=reason)
+        self._skipped = skipped
+        for writer in self._writers.values():
+            writer.limits = self._settings.store_limits(num_sites=self._num_sites)
+        if self._consumer.sites != known:
+            self._log.info("sites_found", sites=self._consumer.sites)
+
+    def _stored_sites(self) -> set[str]:
+        """Sites without a stream that have a store to keep within its limits, if all sites are ours."""
+        if self._settings.site_names or not self._settings.store_dir.is_dir():
+            return set()
+        names = (path.name for path in self._settings.store_dir.iterdir() if path.is_dir())
+        return {name for name in names if SITE_PATTERN.fullmatch(name)}
+
+    def _open_writer(self, site: str) -> StoreWriter:
+        limits = self._settings.store_limits(num_sites=self._num_sites)
+        return StoreWriter(self._settings.store_dir, site, limits=limits)
+
+    def _evict(self) -> None:
+        """Hold the limits of age and free disk also where nothing new comes."""
+        for writer in self._writers.values():
+            writer.evict()
 
     async def _take_over(self) -> None:
         """Pair the entries of dead consumers among themselves: the live matchers are past their time."""
@@ -220,16 +273,6 @@ class IngestWorker:
             )
         return self._matchers[site]
 
-    def _writer(self, site: str) -> StoreWriter:
-        if site not in self._writers:
-            limits = self._settings.store_limits(num_sites=len(self._consumer.sites))
-            self._writers[site] = StoreWriter(self._settings.store_dir, site, limits=limits)
-        return self._writers[site]
-
-    def _share_out(self, num_sites: int) -> None:
-        for writer in self._writers.values():
-            writer.limits = self._settings.store_limits(num_sites=num_sites)
-
     def _full_streams(self) -> set[tuple[str, Kind]]:
         """Streams not to read now: their frames wait for the other sensor's, which lie deeper in its stream.
 
@@ -250,7 +293,7 @@ class IngestWorker:
         stored = self.counts["stored"]
         rate = (stored - self._reported_num) / max(now_s - self._reported_s, 1e-9)
         self._reported_s, self._reported_num = now_s, stored
-        writers = list(self._writers.values())  # a commit may add one meanwhile
+        writers = self._writers.values()
         values: dict[str, Any] = {
             "pairs_per_s": round(rate, 1),
             "pairs": sum(len(writer) for writer in writers),

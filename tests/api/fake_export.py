@@ -1,6 +1,7 @@
 """Stands in for trainer.export: what it does with a version is told by a file in --models-dir.
 
-VERSION.onnx: attach it. VERSION.fail: say its text on stderr and exit with 3. VERSION.hang: write its process id
+VERSION.onnx: attach it. VERSION.fail: say its text on stderr and exit with 3. VERSION.later: remove that file, say
+its text and exit with 75. VERSION.hang: write its process id
 into VERSION.pid and wait. VERSION.killed: remove that file and end by SIGKILL.
 """
 
@@ -26,6 +27,10 @@ if told.with_suffix(".killed").exists():
 if told.with_suffix(".hang").exists():
     told.with_suffix(".pid").write_text(str(os.getpid()))
     signal.pause()
+if told.with_suffix(".later").exists():
+    sys.stderr.write(told.with_suffix(".later").read_text())
+    told.with_suffix(".later").unlink()
+    sys.exit(os.EX_TEMPFAIL)
 if told.with_suffix(".fail").exists():
     sys.stderr.write(f"a traceback\n{told.with_suffix('.fail').read_text()}\n\n")
     sys.exit(3)

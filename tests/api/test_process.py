@@ -11,7 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.api.tiny import heatmap, npy, publish_champion, registry_of
+from tests.api.tiny import export_command, heatmap, npy, publish_champion, registry_of
+from tests.system.conftest import wait_for
 
 
 @contextmanager
@@ -79,6 +80,31 @@ def test_a_connection_lives_through_refusals_and_sigterm_lets_the_last_request_f
         assert process.wait(timeout=20.0) == 0
         assert process.stderr is not None
         assert "stopped" in process.stderr.read()
+
+
+def test_an_export_dies_with_a_server_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "1.hang").touch()
+    code = (
+        "import sys, uvloop; from pathlib import Path; from api.exporter import Exporter\n"
+        "path = Path(sys.argv[1])\n"
+        "given = {'registry_dir': path, 'name': 'radar', 'store_dir': path, 'timeout_s': 60, 'threads': 1}\n"
+        "uvloop.run(Exporter(sys.argv[2:], **given).export(1))"
+    )
+    server = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *export_command(tmp_path)])
+    pid_path = tmp_path / "1.pid"
+    try:
+        wait_for(lambda: pid_path.exists() and pid_path.read_text(), timeout_s=20, what="export")
+    finally:
+        server.kill()
+        server.wait()
+    wait_for(lambda: not _runs(int(pid_path.read_text())), timeout_s=20, what="end of the export")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 def _until_refused(port: int) -> None:

@@ -100,14 +100,33 @@ async def test_an_export_that_was_killed_from_outside_is_tried_again(
     assert not registry.refused()
 
 
-async def test_an_export_that_takes_too_long_is_refused(
+@pytest.mark.parametrize("alias", ["candidate", "champion"])
+async def test_an_export_that_cannot_be_judged_now_is_put_off_and_tried_again(
+    tmp_path: Path, registry: Registry, prepared: Path, alias: str
+) -> None:
+    (prepared / "1.later").write_text("the store holds no frame")
+    (prepared / "1.onnx").write_bytes(tiny_model(1))
+    publish(registry)
+    if alias == "champion":
+        registry.promote(1, by="operator", why="test")
+    async with serving(tmp_path, poll_interval_s=0.05) as (app, client):
+        await until(lambda: "put off" in app.state.live.waiting_for)
+        detail = (await client.get("/readyz")).json()["detail"]
+        assert "version 1, put off for 0 s: the store holds no frame" in detail
+        await until(lambda: app.state.live.version == 1)
+    assert not registry.refused()
+
+
+async def test_an_export_that_takes_too_long_is_put_off_longer_each_time(
     tmp_path: Path, registry: Registry, prepared: Path
 ) -> None:
     (prepared / "1.hang").touch()
     publish(registry)
-    async with serving(tmp_path, export_timeout_s=0.05):
-        await until(registry.refused)
-    assert "longer than 0.05 s" in registry.refused()[1]
+    seen: set[str] = set()
+    async with serving(tmp_path, export_timeout_s=0.05, poll_interval_s=0.06) as (app, _):
+        await until(lambda: seen.add(app.state.live.waiting_for) or any("for 1 s" in line for line in seen))
+        assert any("longer than 0.05 s" in line for line in seen)
+    assert not registry.refused()
 
 
 async def test_stopping_kills_the_export_and_refuses_nothing(

@@ -1,14 +1,19 @@
 """`echosight status` on what lies on disk, and errors that tell the next step."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import orjson
+import pytest
 
+from services import cli
 from services.core.store import StoreLimits, StoreWriter
 from tests.conftest import label, pair
+from tests.system.conftest import free_port, processes_of, wait_for
 
 
 def echosight(*arguments: str, data_dir: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -41,6 +46,67 @@ def test_bad_setting_is_one_line_with_the_variable_its_value_and_the_remedy(tmp_
     assert "ECHOSIGHT_WINDOW_MS is '-3'" in done.stderr
     assert "README" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ECHOSIGHT_API_PORT", "abc"),
+        ("ECHOSIGHT_API_PORT", "99999"),
+        ("ECHOSIGHT_DATA_DIR", "/proc/nope"),
+        ("ECHOSIGHT_API_HOST", "x" * 70),
+    ],
+)
+def test_up_says_in_one_line_which_setting_cannot_work(tmp_path: Path, name: str, value: str) -> None:
+    port = {"ECHOSIGHT_API_PORT": str(free_port())}
+    done = echosight("up", "--no-simulate", data_dir=tmp_path, **(port | {name: value}))
+    assert done.returncode == 2
+    line = done.stderr.replace("\n", " ")
+    assert name in line
+    assert value in done.stderr.replace("\n", "")
+    assert ";" in line
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_up_is_stopped_by_a_hangup_and_leaves_no_process(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.cli", "up", "--no-simulate", "--port", str(free_port())],
+        env={**os.environ, "ECHOSIGHT_DATA_DIR": str(tmp_path), "REDIS_URL": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for((tmp_path / "redis" / "server.json").exists, timeout_s=30, what="embedded server")
+        process.send_signal(signal.SIGHUP)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert "stopped" in output
+    assert processes_of(tmp_path) == []
+
+
+def test_up_gives_the_api_more_time_than_its_grace_and_stops_it_last(tmp_path: Path, monkeypatch) -> None:
+    given: list[Any] = []
+
+    class Listening:
+        def __init__(self, _: Any, workers: Any, **__: Any) -> None:
+            given.extend(workers)
+
+        def run(self) -> None:
+            pass
+
+    monkeypatch.setattr(cli, "Supervisor", Listening)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("ECHOSIGHT_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("ECHOSIGHT_CONSUMER_NAME", "test")
+    monkeypatch.setenv("ECHOSIGHT_STOP_GRACE_S", "70")
+    cli.up(site=["north", "south"])
+    workers = {worker.name: worker for worker in given}
+    assert workers["api"].stop_timeout_s > 70
+    assert [worker.stage for worker in given] == [0, 0, 1, 2, 2]
+    assert [worker.name for worker in given if worker.may_finish] == ["sensors-north", "sensors-south"]
 
 
 def test_worker_without_a_server_says_how_to_get_one(tmp_path: Path) -> None:

@@ -1,16 +1,22 @@
-"""The supervisor: what its line says, what it restarts, what it refuses."""
+"""The supervisor: what its line says, what it restarts, in which order it stops, what it refuses."""
 
+import contextlib
 import io
+import os
+import signal
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
+import redis
 from rich.console import Console
 
 from services.core.errors import SettingsError
 from services.core.settings import CoreSettings
-from services.up import Status, Supervisor, Worker
+from services.up import Status, Supervisor, Worker, without_password
 from tests.system.conftest import free_port, processes_of, wait_for
 
 
@@ -25,12 +31,56 @@ def test_line_tells_rate_store_loss_against_chance_model_and_accuracy() -> None:
     )
     assert "waiting for pairs: 20 of 128" in status.line(champion=None)
     status.take_in(
-        [{"kind": "trainer", "step": 1240, "loss": 4.519, "chance": 6.234, "accuracy": 0.834, "labels": 63}]
+        [
+            {
+                "kind": "trainer",
+                "step": 1240,
+                "loss": 4.519,
+                "chance": 6.234,
+                "accuracy": 0.834,
+                "version": 7,
+                "tested": 63,
+            }
+        ]
     )
     assert status.line(champion=7) == (
         "9.8 pairs/s | 1,204 stored | step 1,240 | loss 4.52 (chance 6.23) | live model v7"
-        " | accuracy 83 % on held-out of 63 labels"
+        " | accuracy 83 % (v7, 63 held-out labels)"
     )
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"kind": "trainer"},
+        {"kind": "trainer", "loss": 1.0},
+        {"kind": "trainer", "loss": "low", "step": None, "chance": [], "accuracy": "good", "labels": {}},
+        {"kind": "ingest", "pairs": "many", "pairs_per_s": None},
+        {"kind": []},
+        {},
+        [],
+        5,
+        None,
+    ],
+)
+def test_line_survives_an_event_that_is_not_as_it_should_be(event) -> None:
+    status = Status()
+    status.take_in([event])
+    assert status.line(champion=1).startswith("0.0 pairs/s | 0 stored | ")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:secret@host:6379/0", "redis://:***@host:6379/0"),
+        ("rediss://me:se@cr/et@host:6379/0", "rediss://me:***@host:6379/0"),
+        ("redis://host:6379/0?password=secret&db=1", "redis://host:6379/0?password=***&db=1"),
+        ("redis://me@host:6379/0", "redis://me@host:6379/0"),
+        ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
+    ],
+)
+def test_password_of_the_server_is_not_shown(url, shown) -> None:
+    assert without_password(url) == shown
 
 
 @pytest.fixture
@@ -43,19 +93,115 @@ def supervisor(data_dir: Path, url: str, workers: list[Worker], text: io.StringI
     return Supervisor(settings, workers, address=("127.0.0.1", free_port()), console=Console(file=text, width=200))
 
 
-def test_worker_that_dies_is_started_again_and_its_last_words_are_shown(tmp_path, redis_url, text) -> None:
-    watched = supervisor(tmp_path, redis_url, [Worker("broken", "json.tool", ("/absent",))], text)
+@contextlib.contextmanager
+def running(watched: Supervisor) -> Iterator[None]:
     thread = threading.Thread(target=watched.run)
     thread.start()
     try:
-        wait_for(lambda: "broken ended with status" in text.getvalue(), timeout_s=30, what="report of the death")
+        yield
     finally:
         watched.stop()
         thread.join(30)
     assert not thread.is_alive()
+
+
+def test_worker_that_dies_is_started_again_and_its_last_words_are_shown(tmp_path, redis_url, text) -> None:
+    watched = supervisor(tmp_path, redis_url, [Worker("broken", "json.tool", ("[/absent]",))], text)
+    with running(watched):
+        wait_for(lambda: "broken ended with status" in text.getvalue(), timeout_s=30, what="report of the death")
     assert "starting it again" in text.getvalue()
-    assert "/absent" in text.getvalue()
+    assert "[/absent]" in text.getvalue()
     assert processes_of(tmp_path) == []
+
+
+def test_only_a_worker_that_may_finish_is_left_alone_after_status_0(
+    tmp_path, redis_url, text, monkeypatch
+) -> None:
+    monkeypatch.setattr("services.up._STATUS_EVERY_S", 0.1)
+    workers = [Worker("ingest", "this"), Worker("sensors", "this", may_finish=True)]
+    with running(supervisor(tmp_path, redis_url, workers, text)):
+        wait_for(
+            lambda: text.getvalue().count("ingest ended with status 0; starting it again") > 1,
+            timeout_s=30,
+            what="second end of ingest",
+        )
+    assert text.getvalue().count("sensors has finished") == 1
+    assert "sensors ended" not in text.getvalue()
+
+
+def test_embedded_server_that_dies_is_started_again_at_the_same_address(tmp_path, text, monkeypatch) -> None:
+    monkeypatch.setattr("services.up._STATUS_EVERY_S", 0.1)
+    state_path = tmp_path / "redis" / "server.json"
+    with running(supervisor(tmp_path, "", [], text)):
+        wait_for(lambda: "pairs/s" in text.getvalue(), timeout_s=20, what="status line")
+        before = orjson.loads(state_path.read_bytes())
+        os.kill(before["pid"], signal.SIGKILL)
+
+        def answers() -> bool:
+            with contextlib.suppress(redis.RedisError), redis.Redis(port=before["port"]) as client:
+                return bool(client.ping())
+            return False
+
+        wait_for(answers, timeout_s=20, what="server")
+        wait_for(lambda: text.getvalue().rstrip().endswith("no model live yet"), timeout_s=20, what="status line")
+    assert "the embedded server ended with status -9; starting it again" in text.getvalue()
+    assert processes_of(tmp_path) == []
+
+
+_STOPPING = """
+import signal, sys, threading
+from pathlib import Path
+name, friend, path = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+def note(word):
+    with path.open("a") as file:
+        file.write(f"{name} {word}\\n")
+told = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: None if name == "deaf" else told.set())
+note("runs")
+while not told.wait(0.02):
+    pass
+note("told")
+for _ in range(1000):
+    if f"{friend} told" in path.read_text():
+        break
+    threading.Event().wait(0.02)
+note("gone")
+"""
+
+
+def test_workers_stop_in_the_order_of_the_flow_and_those_of_one_stage_together(
+    tmp_path, redis_url, text, monkeypatch
+) -> None:
+    (tmp_path / "stopping.py").write_text(_STOPPING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    path = tmp_path / "notes"
+    friends = {"sensors": "sensors", "ingest": "ingest", "trainer": "api", "api": "trainer"}
+    stages = {"sensors": 0, "ingest": 1, "trainer": 2, "api": 2}
+    workers = [
+        Worker(name, "stopping", (name, friend, str(path)), stage=stages[name]) for name, friend in friends.items()
+    ]
+    workers.append(Worker("deaf", "stopping", ("deaf", "deaf", str(path)), stage=3, stop_timeout_s=0.1))
+    with running(supervisor(tmp_path / "var", redis_url, workers, text)):
+        wait_for(lambda: path.exists() and path.read_text().count("runs") == 5, timeout_s=30, what="workers")
+    notes = path.read_text().splitlines()[5:]
+    assert notes[:4] == ["sensors told", "sensors gone", "ingest told", "ingest gone"]
+    assert {*notes[4:6]} == {"trainer told", "api told"}
+    assert {*notes[6:]} == {"trainer gone", "api gone"}
+    assert "deaf did not stop; killed" in text.getvalue()
+    assert text.getvalue().count("did not stop") == 1
+
+
+def test_address_of_ip_version_6_is_listened_at(tmp_path, redis_url, text) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    settings = CoreSettings(data_dir=tmp_path, REDIS_URL=redis_url)  # type: ignore[call-arg]
+    console = Console(file=text, width=200)
+    with running(Supervisor(settings, [], address=("::1", free_port()), console=console)):
+        wait_for(lambda: "Ctrl-C" in text.getvalue(), timeout_s=10, what="greeting")
+    assert "http://[::1]:" in text.getvalue()
 
 
 def test_second_up_in_the_same_folder_is_refused(tmp_path, redis_url, text) -> None:

@@ -1,5 +1,7 @@
 """The endless worker, bounded: waits, learns, resumes, publishes; and the export that follows."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import onnxruntime
 import pytest
 import structlog
 import torch
+import typer
 
 from services.core.errors import ExportError, RegistryError
 from services.core.registry import Registry
@@ -112,9 +115,31 @@ def test_damaged_checkpoint_of_a_version_is_a_clear_error(published, settings) -
         export.export(published, version, store_dir=settings.store_dir)
 
 
-def test_export_without_a_stored_frame_is_refused(published, tmp_path) -> None:
-    with pytest.raises(ExportError, match="holds no frame of shape"):
-        export.export(published, 1, store_dir=tmp_path / "empty")
+def test_exit_status_tells_a_bad_version_from_one_that_cannot_be_judged_now(
+    published, settings, tmp_path, monkeypatch, capsys
+) -> None:
+    given = {"registry_dir": settings.registry_dir, "name": "radar", "version": published.aliases()["candidate"]}
+
+    def exit_status(store_dir: Path) -> tuple[int, str]:
+        with pytest.raises(typer.Exit) as ended:
+            export.main(**given, store_dir=store_dir)
+        return ended.value.exit_code, capsys.readouterr().err
+
+    status, why = exit_status(tmp_path / "empty")
+    assert (status, "holds no frame of shape" in why) == (os.EX_TEMPFAIL, True)
+
+    def full_disk(*_, **__) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "to_onnx", full_disk)
+        status, why = exit_status(settings.store_dir)
+    assert (status, "No space left" in why) == (os.EX_TEMPFAIL, True)
+
+    checkpoint = published.path(given["version"]) / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    status, why = exit_status(settings.store_dir)
+    assert (status, "cannot load" in why) == (1, True)
 
 
 def test_restart_without_news_publishes_nothing(published, settings, vision) -> None:

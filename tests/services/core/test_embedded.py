@@ -53,8 +53,9 @@ def test_running_server_is_remembered_and_continued_by_the_next(tmp_path) -> Non
     assert server.process.returncode is not None
     with pytest.raises(StreamsError, match="no embedded server runs"):
         resolve_redis_url(settings(data_dir))
-    again = start_embedded_server(data_dir / "redis")
+    again = start_embedded_server(data_dir / "redis", port=server.port)
     try:
+        assert again.url == server.url
         with redis.Redis.from_url(again.url) as client:
             assert client.xlen("kept") == 1
     finally:

@@ -26,6 +26,10 @@ class Disk:
         monkeypatch.setattr(os, name, call)
 
 
+def num_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def seqs(store_dir: Path) -> list[int]:
     reader = StoreReader(store_dir)
     reader.refresh()
@@ -63,6 +67,85 @@ def test_new_segment_that_cannot_be_made_is_made_later(store_dir, monkeypatch) -
     disk.is_full = False
     assert writer.append([pair(3, seq=3)]) == 1
     assert seqs(store_dir) == [0, 1, 2, 3]
+    writer.close()
+
+
+@pytest.mark.parametrize("call", ["open", "mkdir", "write"])
+def test_site_that_cannot_be_opened_is_a_store_error_holds_nothing_and_opens_later(
+    store_dir, monkeypatch, call
+) -> None:
+    before = num_descriptors()
+    disk = Disk(monkeypatch, call)
+    disk.is_full = True
+    for _ in range(3):
+        with pytest.raises(StoreError, match=r"cannot write to .*No space left"):
+            StoreWriter(store_dir, "north")
+    disk.is_full = False
+    assert num_descriptors() == before
+    StoreWriter(store_dir, "north").close()
+
+
+@pytest.mark.parametrize("call", ["unlink", "stat"])
+def test_refused_eviction_is_a_store_error_and_works_later(store_dir, monkeypatch, call) -> None:
+    limits = StoreLimits(max_bytes=100_000, segment_bytes=1000, min_free_bytes=0)
+    writer = StoreWriter(store_dir, "north", limits=limits)
+    for seq in range(6):
+        writer.append([pair(seq, seq=seq)])
+    writer.limits = StoreLimits(max_bytes=1, segment_bytes=1000, min_free_bytes=0)
+    disk = Disk(monkeypatch, call)
+    disk.is_full = True
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"cannot write to .*No space left"):
+            writer.evict()
+    disk.is_full = False
+    assert seqs(store_dir) == [0, 1, 2, 3, 4, 5]
+    assert writer.evict() > 0
+    assert len(seqs(store_dir)) == len(writer) < 6
+    assert len(list(store_dir.glob("*/*.seg"))) == len(list(store_dir.glob("*/*.idx"))) == 1
+    writer.close()
+
+
+def test_pinned_pairs_that_cannot_be_moved_are_moved_later(store_dir, monkeypatch) -> None:
+    limits = StoreLimits(max_bytes=100_000, segment_bytes=1000, min_free_bytes=0)
+    writer = StoreWriter(store_dir, "north", limits=limits)
+    for seq in range(6):
+        writer.append([pair(seq, seq=seq)])
+    writer.append_labels([label(0, "car")])
+    oldest = min(store_dir.glob("*/*.idx"))
+    os.utime(oldest, (1, 1))
+    disk = Disk(monkeypatch, "pwritev")
+    disk.is_full = True
+    with pytest.raises(StoreError, match="cannot write to"):
+        writer.evict()
+    disk.is_full = False
+    assert seqs(store_dir) == [0, 1, 2, 3, 4, 5]
+    assert writer.evict() > 0
+    assert not oldest.exists()
+    assert 0 in seqs(store_dir)
+    writer.close()
+
+
+def test_segment_that_cannot_be_made_leaks_no_descriptor(store_dir, monkeypatch) -> None:
+    limits = StoreLimits(max_bytes=10_000, segment_bytes=100, min_free_bytes=0)
+    writer = StoreWriter(store_dir, "north", limits=limits)
+    writer.append([pair(seq, seq=seq) for seq in range(6)])
+    before = num_descriptors()
+    disk = Disk(monkeypatch, "fsync")
+    disk.is_full = True
+    for _ in range(3):
+        with pytest.raises(StoreError, match="cannot write to"):
+            writer.append([pair(9, seq=9)])
+    assert num_descriptors() == before
+    disk.is_full = False
+    assert writer.append([pair(9, seq=9)]) == 1
+    writer.close()
+
+
+def test_label_file_that_cannot_be_read_is_a_store_error(store_dir) -> None:
+    writer = StoreWriter(store_dir, "north", limits=StoreLimits(min_free_bytes=0))
+    (store_dir / "north" / "labels.jsonl").mkdir()
+    with pytest.raises(StoreError, match=r"cannot write to .*labels\.jsonl"):
+        writer.append_labels([label(0, "car")])
     writer.close()
 
 

@@ -208,6 +208,51 @@ def test_frames_of_one_instant_are_told_apart_by_their_sequence(bench) -> None:
     assert len(bench.decisions) == 2
 
 
+FAR = 3_600 * 10**9
+
+
+def test_one_frame_from_the_future_leaves_as_a_stray_and_pairing_goes_on(bench) -> None:
+    bench.radar(100, 200 + FAR)
+    bench.camera(103)
+    for at in range(300, 1000, 100):
+        bench.radar(at)
+        bench.camera(at + 3)
+    bench.flush()
+    assert bench.pairs == {(f"r{at}", f"c{at + 3}") for at in (100, *range(300, 1000, 100))}
+    assert bench.leftovers == {f"r{200 + FAR}": "stray"}
+
+
+def test_first_frame_from_the_future_costs_no_more_than_the_two_after_it(bench) -> None:
+    bench.radar(FAR)
+    for at in range(100, 1000, 100):
+        bench.camera(at + 3)
+        bench.radar(at)
+    bench.flush()
+    assert bench.pairs >= {(f"r{at}", f"c{at + 3}") for at in range(300, 1000, 100)}
+    assert bench.leftovers[f"r{FAR}"] == "stray"
+
+
+@pytest.mark.parametrize("jump", [FAR, -FAR])
+def test_clock_that_jumped_is_followed_from_its_second_frame_on(bench, jump) -> None:
+    for at in (*range(0, 1000, 100), *range(jump, jump + 1000, 100)):
+        bench.radar(at)
+        bench.camera(at + 3)
+    decided_early = len(bench.pairs)
+    bench.flush()
+    assert bench.pairs >= {(f"r{at}", f"c{at + 3}") for at in range(0, 900, 100)}
+    assert bench.pairs >= {(f"r{at}", f"c{at + 3}") for at in range(jump + 200, jump + 1000, 100)}
+    assert decided_early >= 16
+
+
+def test_strays_one_after_the_other_do_not_pile_up(bench) -> None:
+    for number in range(50):
+        bench.radar(number * 100, FAR + number * 1000)
+        bench.camera(number * 100 + 3)
+    assert bench.matcher.num_waiting("radar") <= 4
+    bench.flush()
+    assert len(bench.pairs) == 50
+
+
 Times = st.lists(st.integers(0, 80), max_size=12)
 
 
@@ -265,7 +310,14 @@ def test_any_arrival_order_within_the_grace_pairs_closest_first(case) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(["radar", "camera"]), st.integers(0, 40), st.integers(0, 2)), max_size=40),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["radar", "camera"]),
+            st.integers(0, 40) | st.sampled_from([-FAR, FAR, 2 * FAR]),
+            st.integers(0, 2),
+        ),
+        max_size=40,
+    ),
     st.lists(st.floats(0, 3), max_size=40),
 )
 def test_every_frame_in_comes_out_once_and_the_counts_add_up(frames, pauses) -> None:

@@ -7,22 +7,25 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import redis
+import structlog.testing
 
+from services.core.errors import SettingsError, StoreError
 from services.core.frames import FrameId
 from services.core.logs import logger
-from services.core.segments import ROW, SegmentReader
-from services.core.store import StoreReader, StoreWriter
+from services.core.segments import ROW, Pair, SegmentReader
+from services.core.store import StoreLimits, StoreReader, StoreWriter
 from services.core.streams import INGEST_GROUP, KINDS, Consumer, EventLog, Publisher, connect, stream_key
 from services.ingest import worker as worker_module
 from services.ingest.settings import IngestSettings
 from services.ingest.worker import IngestWorker
-from tests.conftest import MS, camera_frame, label, radar_frame
+from tests.conftest import MS, camera_frame, label, pair, radar_frame
 
 
 @contextlib.asynccontextmanager
@@ -113,11 +116,11 @@ async def test_partners_are_what_was_published(publisher, redis_url, tmp_path) -
         await worker.run(until_idle_s=0.3)
     reader = StoreReader(tmp_path / "store")
     reader.refresh()
-    for pair in reader:
-        radar, camera = pair.radar(), pair.camera()
+    for stored_pair in reader:
+        radar, camera = stored_pair.radar(), stored_pair.camera()
         assert radar is not None
         assert camera is not None
-        assert (radar.heatmap == pair.id.seq).all()
+        assert (radar.heatmap == stored_pair.id.seq).all()
         assert (camera.seq, camera.captured_at_ns) == (radar.seq, radar.captured_at_ns + 4 * MS)
     reader.close()
 
@@ -136,20 +139,129 @@ async def test_frame_published_twice_is_stored_once(publisher, redis_url, redis_
     assert num_pending(redis_client) == 0
 
 
+@dataclass
+class Refusals:
+    num: int = 0
+    are_over: bool = False
+
+
+@contextlib.contextmanager
+def refusing_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Refusals]:
+    """No store takes a pair until the refusals are over."""
+    refusals, append = Refusals(), StoreWriter.append
+
+    def refuse(writer: StoreWriter, pairs: Sequence[Pair]) -> int:
+        if refusals.are_over:
+            return append(writer, pairs)
+        refusals.num += 1
+        raise StoreError("disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "append", refuse)
+        yield refusals
+
+
 async def test_nothing_is_acknowledged_while_the_store_refuses_and_work_resumes_by_itself(
+    publisher, redis_url, redis_client, tmp_path, monkeypatch
+) -> None:
+    with refusing_store(monkeypatch) as refusals:
+        await publish_pairs(publisher, 0, 10)
+        async with ingest(redis_url, tmp_path) as worker, running(worker):
+            await until(lambda: worker.counts["radar.paired"] == 10 and refusals.num > 0)
+            await publish_pairs(publisher, 10, 12)
+            assert num_pending(redis_client) >= 20
+            assert stored(tmp_path) == []
+            refusals.are_over = True
+            await until(lambda: worker.counts["stored"] == 12)
+            await until(lambda: num_pending(redis_client) == 0)
+    assert stored(tmp_path) == ids(0, 12)
+
+
+async def test_store_that_goes_on_refusing_is_tried_ever_more_rarely_and_said_twice(
+    publisher, redis_url, tmp_path, monkeypatch
+) -> None:
+    waits = (0.01, 0.011, 0.012, 0.013, 0.014)
+    monkeypatch.setattr(worker_module, "_BACKOFF_S", waits)
+    monkeypatch.setattr(worker_module, "_BLOCK_MS", 1)
+    await publish_pairs(publisher, 0, 5)
+    with refusing_store(monkeypatch) as refusals, structlog.testing.capture_logs() as lines:
+        async with ingest(redis_url, tmp_path) as worker, running(worker):
+            await until(lambda: refusals.num > 12)
+        said = [line["retry_in_s"] for line in lines if line["event"] == "ingest_waits"]
+    assert said == [waits[0], waits[-1]]
+
+
+async def test_server_that_refuses_writes_for_a_while_is_waited_for(
     publisher, redis_url, redis_client, tmp_path
 ) -> None:
-    other = StoreWriter(tmp_path / "store", "north")  # holds the site's lock
-    await publish_pairs(publisher, 0, 10)
-    async with ingest(redis_url, tmp_path) as worker, running(worker):
-        await until(lambda: worker.counts["radar.paired"] == 10)
-        await publish_pairs(publisher, 10, 12)
-        assert num_pending(redis_client) >= 20
-        assert stored(tmp_path) == []
-        other.close()
-        await until(lambda: worker.counts["stored"] == 12)
-        await until(lambda: num_pending(redis_client) == 0)
-    assert stored(tmp_path) == ids(0, 12)
+    await publish_pairs(publisher, 0, 5)
+    redis_client.config_set("min-replicas-to-write", 1)
+    try:
+        with structlog.testing.capture_logs() as lines:
+            async with ingest(redis_url, tmp_path) as worker, running(worker):
+                await until(lambda: any("NOREPLICAS" in line.get("reason", "") for line in lines))
+                redis_client.config_set("min-replicas-to-write", 0)
+                await until(lambda: worker.counts["stored"] == 5)
+    finally:
+        redis_client.config_set("min-replicas-to-write", 0)
+    assert stored(tmp_path) == ids(0, 5)
+
+
+async def test_second_process_leaves_a_site_alone_until_the_first_stops(
+    publisher, redis_url, redis_client, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_DISCOVER_EVERY_S", 0.05)
+    await publish_pairs(publisher, 0, 1)
+    with structlog.testing.capture_logs() as lines:
+        async with (
+            ingest(redis_url, tmp_path, consumer_name="first") as first,
+            ingest(redis_url, tmp_path, consumer_name="second") as second,
+        ):
+            async with running(first):
+                await until(lambda: first.counts["stored"] == 1)
+                following = asyncio.create_task(second.run())
+                await until(lambda: any(line["event"] == "site_skipped" for line in lines))
+                await publish_pairs(publisher, 1, 50)
+                await until(lambda: first.counts["stored"] == 50)
+            assert second.counts["stored"] == 0
+            await publish_pairs(publisher, 50, 60)
+            await until(lambda: second.counts["stored"] == 10)
+            second.stop()
+            await following
+    assert sorted(stored(tmp_path)) == ids(0, 60)
+    assert sum(line["event"] == "site_skipped" for line in lines) == 1
+    assert num_pending(redis_client) == 0
+
+
+async def test_foreign_keys_are_said_once_and_stop_nobody(
+    publisher, redis_url, redis_client, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_DISCOVER_EVERY_S", 0.02)
+    redis_client.xadd(b"echosight:{caf\xe9}:radar", {"a": "b"})
+    redis_client.xadd(stream_key("mixed", "radar"), {"a": "b"})
+    redis_client.set(stream_key("mixed", "camera"), "no stream")
+    await publish_pairs(publisher, 0, 5)
+    with structlog.testing.capture_logs() as lines:
+        async with ingest(redis_url, tmp_path) as worker:
+            await worker.run(until_idle_s=0.3)
+    assert stored(tmp_path) == ids(0, 5)
+    skipped = sorted(line["name"] for line in lines if line["event"] == "site_skipped")
+    assert skipped == ["echosight:{caf\\xe9}:radar", "mixed"]
+
+
+async def test_old_pairs_of_a_site_that_sends_nothing_go(publisher, redis_url, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(worker_module, "_EVICT_EVERY_S", 0.05)
+    writer = StoreWriter(tmp_path / "store", "silent", limits=StoreLimits(min_free_bytes=0))
+    writer.append([pair(0, site="silent")])
+    writer.close()
+    [index] = (tmp_path / "store" / "silent").glob("*.idx")
+    async with ingest(redis_url, tmp_path, max_age_s=3600) as worker, running(worker):
+        await publish_pairs(publisher, 0, 1)
+        await until(lambda: worker.counts["stored"] == 1)
+        assert stored(tmp_path, "silent") == [FrameId(0, 0)]
+        os.utime(index, (0, 0))
+        await until(lambda: not index.exists())
+    assert stored(tmp_path, "silent") == []
 
 
 async def test_disk_that_fails_in_the_middle_of_an_append_costs_nothing(
@@ -173,15 +285,14 @@ async def test_disk_that_fails_in_the_middle_of_an_append_costs_nothing(
 
 
 async def test_stop_while_the_store_refuses_leaves_everything_pending_for_the_next_start(
-    publisher, redis_url, redis_client, tmp_path
+    publisher, redis_url, redis_client, tmp_path, monkeypatch
 ) -> None:
-    other = StoreWriter(tmp_path / "store", "north")
     await publish_pairs(publisher, 0, 5)
-    async with ingest(redis_url, tmp_path) as worker:
-        async with running(worker):
-            await until(lambda: worker.counts["radar.paired"] == 5)
-        assert num_pending(redis_client) == 10
-    other.close()
+    with refusing_store(monkeypatch):
+        async with ingest(redis_url, tmp_path) as worker:
+            async with running(worker):
+                await until(lambda: worker.counts["radar.paired"] == 5)
+            assert num_pending(redis_client) == 10
     async with ingest(redis_url, tmp_path) as again:
         await again.run(until_idle_s=0.3)
     assert stored(tmp_path) == ids(0, 5)
@@ -384,3 +495,8 @@ async def test_process_commits_and_leaves_cleanly_on_sigterm(publisher, redis_ur
         async with asyncio.timeout(10):
             assert await process.wait() == 0
     assert num_pending(redis_client) == 40 - 2 * len(stored(tmp_path))
+
+
+def test_site_that_cannot_be_one_is_refused_in_the_settings() -> None:
+    with pytest.raises(SettingsError, match=r"ECHOSIGHT_SITES is 'north, a/b'.*site is 'a/b'"):
+        IngestSettings.read(sites="north, a/b")
