@@ -1,176 +1,34 @@
-"""Handoff 1: Redis streams. The only module that knows redis, and the only one that spells a key.
+"""The ingest group's side: join, read, claim, acknowledge, bury, count what was trimmed away.
 
-Producers cap their streams (MAXLEN); the consumer group acknowledges after the caller has stored; what cannot
-be decoded is buried in the site's dead-letter stream with its reason. docs/asyncapi.yaml is the contract.
+It never acknowledges by itself.
 """
 
 import asyncio
-import re
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Any, cast
 
-import orjson
 import redis
 import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
-    ClusterDownError,
-    MasterDownError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
     ResponseError,
-    TryAgainError,
 )
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
 from services.core import codec
-from services.core.errors import BadFrameError, StreamsError
-from services.core.frames import CameraFrame, Frame, Label, RadarFrame, check_site
-
-Kind = Literal["radar", "camera", "labels"]
-KINDS: tuple[Kind, ...] = ("radar", "camera", "labels")
-INGEST_GROUP = "ingest"
-EVENTS = "echosight:events"
-EVENTS_MAX_ENTRIES = 2000
-DEAD_MAX_ENTRIES = 1000
-MIN_SERVER = (7, 0)
-
-_ANY_RADAR_KEY = re.compile(rb"echosight:\{(.*)\}:radar", re.DOTALL)
-_PASSING = re.compile(r"(?:^|caused error: \W*)(?:MISCONF|NOREPLICAS)\b")
-
-StreamsLost = (
-    RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError,
-    ClusterDownError, MasterDownError, TryAgainError,
-)  # fmt: skip
-"""What to catch to back off and keep state while the server is away, full, read-only or reorganising."""
-
-
-def stream_key(site: str, kind: str) -> str:
-    """The hash tag keeps all streams of a site on one shard of a cluster."""
-    return f"echosight:{{{site}}}:{kind}"
-
-
-def connect(url: str) -> "redis.asyncio.Redis":
-    """An asyncio client that keeps bytes as bytes. Nothing is sent yet. Raises StreamsError for a bad URL.
-
-    It never repeats a command by itself: a read that was repeated after a lost answer would skip the entries of
-    that answer, and only its caller knows.
-    """
-    try:
-        return redis.asyncio.Redis.from_url(
-            url,
-            socket_connect_timeout=3.0,
-            socket_timeout=15.0,
-            health_check_interval=30,
-            retry=AsyncRetry(NoBackoff(), 0),
-        )
-    except ValueError as error:
-        raise _bad_url(url, error) from None
-
-
-def _bad_url(url: str, error: ValueError) -> StreamsError:
-    return StreamsError(f"REDIS_URL is {url!r}: {error}", remedy="use redis://host:port/db")
-
-
-async def check_server(client: "redis.asyncio.Redis") -> str:
-    """The server's version. Raises StreamsError if it is older than 7.0."""
-    info = await client.info("server")
-    version = str(info["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < MIN_SERVER:
-        raise StreamsError(
-            f"server is version {version}",
-            remedy="use 7.0 or newer: older ones never clear trimmed entries from the pending list",
-        )
-    return version
-
-
-async def wait_for_server(client: "redis.asyncio.Redis", *, timeout_s: float) -> str:
-    """Wait until the server answers; return its version. Raises StreamsError after `timeout_s`."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while True:
-        try:
-            return await check_server(client)
-        except RedisError as error:
-            if asyncio.get_running_loop().time() > deadline:
-                raise StreamsError(
-                    f"no Redis-compatible server answered within {timeout_s:.0f} s: {error}",
-                    remedy="start one, or point REDIS_URL at it",
-                ) from None
-        await asyncio.sleep(0.2)
-
-
-@asynccontextmanager
-async def _passing_as_lost() -> AsyncIterator[None]:
-    """Raise refusals that pass by themselves (disk of the server full, replicas away) as one of StreamsLost."""
-    try:
-        yield
-    except ResponseError as error:
-        if _PASSING.search(str(error)):
-            raise RedisConnectionError(str(error)) from error
-        raise
-
-
-class Publisher:
-    """Writes frames to their sites' streams, pipelined, each stream capped."""
-
-    def __init__(self, client: "redis.asyncio.Redis", *, max_entries: int) -> None:
-        self._client = client
-        self._max_entries = max_entries
-
-    @classmethod
-    async def connect(cls, url: str, *, max_entries: int = 2000, timeout_s: float = 30.0) -> Self:
-        """A publisher on a server that answers. Raises StreamsError."""
-        client = connect(url)
-        await wait_for_server(client, timeout_s=timeout_s)
-        return cls(client, max_entries=max_entries)
-
-    @_passing_as_lost()
-    async def publish(self, frames: Sequence[Frame]) -> None:
-        """Append `frames` to their streams in one round trip. Raises BadFrameError before anything is sent."""
-        if not frames:
-            return
-        pipeline = self._client.pipeline(transaction=False)
-        for frame in frames:
-            key = stream_key(check_site(frame.site), _kind_of(frame))
-            entry = cast(dict[Any, Any], codec.encode(frame))
-            pipeline.xadd(key, entry, maxlen=self._max_entries, approximate=True)
-        await pipeline.execute()
-
-    async def backlog(self, site: str) -> int:
-        """Entries of `site` that the ingest group has not acknowledged yet: unread plus pending."""
-        return sum([await self._backlog_of(stream_key(site, kind)) for kind in KINDS])
-
-    async def _backlog_of(self, key: str) -> int:
-        try:
-            groups = await self._client.xinfo_groups(key)
-        except ResponseError:  # no such stream: nothing waits
-            return 0
-        for group in groups:
-            if group["name"] == INGEST_GROUP.encode():
-                lag = group.get("lag")  # None after deletions: the server cannot tell
-                return int(group["pending"]) + int(lag or 0)
-        return int(await self._client.xlen(key))
-
-    async def close(self) -> None:
-        await self._client.aclose()
-
-
-def _kind_of(frame: Frame) -> Kind:
-    match frame:
-        case RadarFrame():
-            return "radar"
-        case CameraFrame():
-            return "camera"
-        case Label():
-            return "labels"
+from services.core.errors import BadFrameError
+from services.core.frames import Frame, check_site
+from services.core.streams.client import (
+    ANY_RADAR_KEY,
+    DEAD_MAX_ENTRIES,
+    INGEST_GROUP,
+    KINDS,
+    Kind,
+    StreamsLost,
+    entries_by_key,
+    passing_as_lost,
+    stream_key,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +75,7 @@ class Consumer:
             await self.join(site)
         return self.sites
 
-    @_passing_as_lost()
+    @passing_as_lost()
     async def find_sites(self) -> tuple[str, ...]:
         """The sites that could be joined: those given, or all that have a radar stream."""
         self.refused = {}
@@ -225,7 +83,7 @@ class Consumer:
             return tuple(sorted(set(self._fixed)))
         sites = set()
         async for key in self._client.scan_iter(match="echosight:{*}:radar", count=1000, _type="stream"):
-            found = _ANY_RADAR_KEY.fullmatch(key)
+            found = ANY_RADAR_KEY.fullmatch(key)
             site = found[1].decode(errors="backslashreplace") if found else ""
             try:
                 sites.add(check_site(site))
@@ -233,7 +91,7 @@ class Consumer:
                 self.refused[key.decode(errors="backslashreplace")] = str(error)
         return tuple(sorted(sites))
 
-    @_passing_as_lost()
+    @passing_as_lost()
     async def join(self, site: str) -> bool:
         """Join the group on all streams of `site`; False, and none of them is read, if a key is no stream."""
         streams: dict[bytes, tuple[str, Kind]] = {stream_key(site, kind).encode(): (site, kind) for kind in KINDS}
@@ -260,7 +118,7 @@ class Consumer:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
 
-    @_passing_as_lost()
+    @passing_as_lost()
     async def read(self, *, count: int, block_ms: int, skip: Collection[tuple[str, Kind]] = ()) -> list[Delivery]:
         """Up to `count` entries a stream: after a (re)start first those that this consumer never acknowledged.
 
@@ -293,7 +151,7 @@ class Consumer:
             for site in sites:
                 await self.join(site)
             return []
-        pages = _pairs(reply)
+        pages = entries_by_key(reply)
         self._num_read.update({key: len(entries) for key, entries in pages})
         return [delivery for key, entries in pages for delivery in self._decode(key, entries)]
 
@@ -309,7 +167,7 @@ class Consumer:
                 reply = await self._client.xreadgroup(
                     INGEST_GROUP, self._name, {key: cursor}, count=count, block=None
                 )
-                entries = [entry for _, page in _pairs(reply) for entry in page]
+                entries = [entry for _, page in entries_by_key(reply) for entry in page]
                 if not entries:
                     break
                 cursor = entries[-1][0]
@@ -317,7 +175,7 @@ class Consumer:
             self._fresh.discard(key)
         return deliveries
 
-    @_passing_as_lost()
+    @passing_as_lost()
     async def claim_stale(self, *, min_idle_ms: int, count: int, held: set[tuple[str, bytes]]) -> list[Delivery]:
         """Take over entries that another consumer left unacknowledged for `min_idle_ms`.
 
@@ -339,7 +197,7 @@ class Consumer:
             claimed += self._decode(key, fresh)
         return claimed
 
-    @_passing_as_lost()
+    @passing_as_lost()
     async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
         """Say that `deliveries` are done with, in one round trip. Only after their pairs are durably stored."""
         by_key: dict[str, list[bytes]] = {}
@@ -352,7 +210,7 @@ class Consumer:
             pipeline.xack(key, INGEST_GROUP, *entry_ids)
         await pipeline.execute()
 
-    @_passing_as_lost()
+    @passing_as_lost()
     async def bury(self, delivery: Delivery, reason: str) -> None:
         """Move an entry to its site's dead letters, with the reason, and acknowledge it: both or neither."""
         pipeline = self._client.pipeline(transaction=True)
@@ -383,7 +241,7 @@ class Consumer:
             deliveries.append(Delivery(site, kind, entry_id, frame, fields))
         return deliveries
 
-    @_passing_as_lost()
+    @passing_as_lost()
     async def count_trimmed(self) -> None:
         """Add to `num_trimmed` what the producers' caps trimmed away before anyone had read it."""
         for key in self._streams:
@@ -426,68 +284,3 @@ def _num_passed(stream: dict[str, Any], group: dict[str, Any]) -> int | None:
         return int(stream["entries-added"]) - int(stream["length"])
     num_read = group.get("entries-read")
     return None if num_read is None else int(num_read)
-
-
-def _pairs(reply: Any) -> list[tuple[bytes, list[tuple[bytes, codec.Entry | None]]]]:
-    """XREADGROUP's reply as a list of (key, entries), whichever protocol the connection speaks."""
-    if not reply:
-        return []
-    if isinstance(reply, dict):
-        return [(key, [entry for page in pages for entry in page]) for key, pages in reply.items()]
-    return [(key, entries) for key, entries in reply]
-
-
-class EventLog:
-    """Small JSON events for people and dashboards, capped, best effort: a lost server never stops a worker."""
-
-    def __init__(self, url: str, *, source: str) -> None:
-        """Nothing is sent yet. Raises StreamsError for a bad URL."""
-        try:
-            self._client = redis.Redis.from_url(
-                url, socket_connect_timeout=1.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
-            )
-        except ValueError as error:
-            raise _bad_url(url, error) from None
-        self._source = source
-
-    def emit(self, kind: str, **values: Any) -> bool:
-        """Publish one event; False when the server did not take it."""
-        event = {"source": self._source, "kind": kind, "at_s": round(time.time(), 3), **values}
-        body = orjson.dumps(event, option=orjson.OPT_SERIALIZE_NUMPY)
-        try:
-            self._client.xadd(EVENTS, {"event": body}, maxlen=EVENTS_MAX_ENTRIES, approximate=True)
-        except RedisError:
-            return False
-        return True
-
-    def since(self, last_id: str, *, block_ms: int | None = None) -> tuple[str, list[dict[str, Any]]]:
-        """Events after `last_id` ("$": from now) and the id to go on from. Raises StreamsLost errors.
-
-        Entries that hold no JSON object are passed over.
-        """
-        if last_id == "$":
-            newest = cast(list[Any], self._client.xrevrange(EVENTS, count=1))
-            return (newest[0][0].decode() if newest else "0-0"), []
-        reply = self._client.xread({EVENTS: last_id}, count=500, block=block_ms)
-        entries = [entry for _, page in _pairs(reply) for entry in page]
-        return (entries[-1][0].decode() if entries else last_id), _objects(entries)
-
-    def latest(self, count: int = 200) -> list[dict[str, Any]]:
-        """The newest events, oldest of them first. Raises StreamsLost errors."""
-        return _objects(reversed(cast(list[Any], self._client.xrevrange(EVENTS, count=count))))
-
-    def close(self) -> None:
-        self._client.close()
-
-
-def _objects(entries: Iterable[tuple[bytes, codec.Entry | None]]) -> list[dict[str, Any]]:
-    """The JSON objects among entries of the events stream; anybody can write anything there."""
-    events = []
-    for _, fields in entries:
-        try:
-            event = orjson.loads((fields or {}).get(b"event", b""))
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(event, dict):
-            events.append(event)
-    return events

@@ -1,0 +1,73 @@
+"""Small JSON events for people and dashboards. It does not know what they are about."""
+
+import time
+from collections.abc import Iterable
+from typing import Any, cast
+
+import orjson
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    RedisError,
+)
+from redis.retry import Retry
+
+from services.core import codec
+from services.core.streams.client import EVENTS, EVENTS_MAX_ENTRIES, bad_url, entries_by_key
+
+
+class EventLog:
+    """Small JSON events for people and dashboards, capped, best effort: a lost server never stops a worker."""
+
+    def __init__(self, url: str, *, source: str) -> None:
+        """Nothing is sent yet. Raises StreamsError for a bad URL."""
+        try:
+            self._client = redis.Redis.from_url(
+                url, socket_connect_timeout=1.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
+            )
+        except ValueError as error:
+            raise bad_url(url, error) from None
+        self._source = source
+
+    def emit(self, kind: str, **values: Any) -> bool:
+        """Publish one event; False when the server did not take it."""
+        event = {"source": self._source, "kind": kind, "at_s": round(time.time(), 3), **values}
+        body = orjson.dumps(event, option=orjson.OPT_SERIALIZE_NUMPY)
+        try:
+            self._client.xadd(EVENTS, {"event": body}, maxlen=EVENTS_MAX_ENTRIES, approximate=True)
+        except RedisError:
+            return False
+        return True
+
+    def since(self, last_id: str, *, block_ms: int | None = None) -> tuple[str, list[dict[str, Any]]]:
+        """Events after `last_id` ("$": from now) and the id to go on from. Raises StreamsLost errors.
+
+        Entries that hold no JSON object are passed over.
+        """
+        if last_id == "$":
+            newest = cast(list[Any], self._client.xrevrange(EVENTS, count=1))
+            return (newest[0][0].decode() if newest else "0-0"), []
+        reply = self._client.xread({EVENTS: last_id}, count=500, block=block_ms)
+        entries = [entry for _, page in entries_by_key(reply) for entry in page]
+        return (entries[-1][0].decode() if entries else last_id), _objects(entries)
+
+    def latest(self, count: int = 200) -> list[dict[str, Any]]:
+        """The newest events, oldest of them first. Raises StreamsLost errors."""
+        return _objects(reversed(cast(list[Any], self._client.xrevrange(EVENTS, count=count))))
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _objects(entries: Iterable[tuple[bytes, codec.Entry | None]]) -> list[dict[str, Any]]:
+    """The JSON objects among entries of the events stream; anybody can write anything there."""
+    events = []
+    for _, fields in entries:
+        try:
+            event = orjson.loads((fields or {}).get(b"event", b""))
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events
