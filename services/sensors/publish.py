@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 from services.core.errors import StreamsError
 from services.core.frames import CameraFrame, Frame, Label, RadarFrame
 from services.core.logs import logger
-from services.core.streams import StreamsLost
+from services.core.streams import StreamsLost, kind_of
 from services.sensors.recordings.base import Recording
 
 AS_FAST_AS_CONSUMED = math.inf
@@ -186,7 +186,7 @@ class _Pump:
         self._credit -= len(frames)
         self.done.num_calls += 1
         for frame in frames:
-            self.done.counts[_kind_of(frame)] += 1
+            self.done.counts[kind_of(frame)] += 1
             self.done.num_bytes += _num_bytes(frame)
 
     async def wait_for_backlog(
@@ -284,13 +284,3 @@ def _num_bytes(frame: Frame) -> int:
             return len(image)
         case Label():
             return 0
-
-
-def _kind_of(frame: Frame) -> str:
-    match frame:
-        case RadarFrame():
-            return "radar"
-        case CameraFrame():
-            return "camera"
-        case Label():
-            return "labels"

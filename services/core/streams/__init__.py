@@ -19,7 +19,7 @@ from services.core.streams.client import (
 )
 from services.core.streams.consumer import Consumer, Delivery
 from services.core.streams.events import EventLog
-from services.core.streams.publisher import Publisher
+from services.core.streams.publisher import Publisher, kind_of
 
 __all__ = [
     "DEAD_MAX_ENTRIES",
@@ -35,6 +35,7 @@ __all__ = [
     "StreamsLost",
     "check_server",
     "connect",
+    "kind_of",
     "stream_key",
     "wait_for_server",
 ]

@@ -43,7 +43,7 @@ class Publisher:
             return
         pipeline = self._client.pipeline(transaction=False)
         for frame in frames:
-            key = stream_key(check_site(frame.site), _kind_of(frame))
+            key = stream_key(check_site(frame.site), kind_of(frame))
             entry = cast(dict[Any, Any], codec.encode(frame))
             pipeline.xadd(key, entry, maxlen=self._max_entries, approximate=True)
         await pipeline.execute()
@@ -67,7 +67,8 @@ class Publisher:
         await self._client.aclose()
 
 
-def _kind_of(frame: Frame) -> Kind:
+def kind_of(frame: Frame) -> Kind:
+    """The stream that a frame belongs in."""
     match frame:
         case RadarFrame():
             return "radar"
