@@ -4,7 +4,8 @@
     ├── BadFrameError       a frame, label or header that breaks the contract; the sender can fix it
     ├── RecordingError      a recording on disk that cannot be read as its format says
     ├── SettingsError       a setting that cannot work
-    ├── StoreError          the rolling store cannot do what was asked (full disk, second writer, version)
+    ├── StoreError          the rolling store cannot do what was asked (full disk, damage, version)
+    │   └── StoreFencedError  another writer has taken the site over; this one must stop writing it
     ├── StreamsError        the Redis-compatible server is missing, too old or refuses
     ├── RegistryError       a model version or alias that does not exist or is damaged
     └── ExportError         a checkpoint that did not become a trustworthy ONNX model
@@ -36,6 +37,10 @@ class SettingsError(EchosightError):
 
 class StoreError(EchosightError):
     """The rolling store cannot do what was asked."""
+
+
+class StoreFencedError(StoreError):
+    """Another writer has taken the site over: nothing more may be written, or acknowledged, under this token."""
 
 
 class StreamsError(EchosightError):

@@ -87,6 +87,30 @@ class Label:
         return FrameId(self.captured_at_ns, self.seq)
 
 
+@dataclass(frozen=True, slots=True)
+class SeenObject:
+    """One road user that a detector found. box: (left, top, right, bottom), pixels of the image as it was sent."""
+
+    label: str
+    confidence: float
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a detector saw in a camera image: good for a pseudo-label, not as good as a person's word.
+
+    label: one of CLASSES, or "" for no opinion. confidence: of `label`, 0 to 1. flags: what is wrong with the
+    image, out of "dark" and "blurred". detector: which network said so.
+    """
+
+    label: str
+    confidence: float
+    objects: tuple[SeenObject, ...] = ()
+    flags: tuple[str, ...] = ()
+    detector: str = ""
+
+
 Frame = RadarFrame | CameraFrame | Label
 
 
