@@ -15,10 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from pydantic import Field
 from rich.console import Console
@@ -29,6 +29,7 @@ from services.core.errors import EchosightError, SettingsError
 from services.core.registry import Registry
 from services.core.settings import CoreSettings
 from services.core.streams import EventLog, StreamsLost
+from services.status import Status
 
 _STATUS_EVERY_S = 5.0
 _RESTART_AFTER_S = (0.5, 2.0, 5.0, 15.0, 60.0)
@@ -71,51 +72,6 @@ class _Child:
     started_s: float = 0.0
     num_failures: int = 0
     restart_at_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Status:
-    """The newest event of each kind, and what of it a person wants to read."""
-
-    events: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def take_in(self, events: list[dict[str, Any]]) -> None:
-        """Anybody may write events: one that is no object is passed over."""
-        for event in events:
-            if isinstance(event, dict):
-                self.events[str(event.get("kind"))] = event
-
-    def line(self, *, champion: int | None) -> str:
-        """One line: pairs/s, stored, step, loss against chance, live model, accuracy."""
-        ingest, trainer = self.events.get("ingest", {}), self.events.get("trainer", {})
-        parts = [
-            f"{number(ingest, 'pairs_per_s'):.1f} pairs/s",
-            f"{number(ingest, 'pairs'):,.0f} stored",
-            self._learning(trainer),
-            f"live model v{champion}" if champion is not None else "no model live yet",
-        ]
-        if trainer.get("accuracy") is not None:
-            version, tested = number(trainer, "version"), number(trainer, "tested")
-            accuracy = 100 * number(trainer, "accuracy")
-            parts.append(f"accuracy {accuracy:.0f} % (v{version:.0f}, {tested:.0f} held-out labels)")
-        elif trainer:
-            parts.append(f"{number(trainer, 'labels'):.0f} labels")
-        return " | ".join(parts)
-
-    @staticmethod
-    def _learning(trainer: Mapping[str, Any]) -> str:
-        if not trainer:
-            return "trainer is starting"
-        if "loss" not in trainer:
-            return f"waiting for pairs: {number(trainer, 'pairs'):.0f} of {number(trainer, 'needed'):.0f}"
-        step, loss, chance = (number(trainer, name) for name in ("step", "loss", "chance"))
-        return f"step {step:,.0f} | loss {loss:.2f} (chance {chance:.2f})"
-
-
-def number(event: Mapping[str, Any], name: str) -> float:
-    """A number that an event tells; 0 if it does not, or tells something else."""
-    value = event.get(name)
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 class Supervisor:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import orjson
 
@@ -48,9 +49,16 @@ class EmbeddedServer:
         self.state_path.unlink(missing_ok=True)
 
 
-def start_embedded_server(directory: Path, *, port: int = 0, timeout_s: float = 10.0) -> EmbeddedServer:
+def start_embedded_server(
+    directory: Path,
+    *,
+    port: int = 0,
+    timeout_s: float = 10.0,
+    appendfsync: Literal["everysec", "always"] = "everysec",
+) -> EmbeddedServer:
     """Start a server on `port` (0: any free one) of the loopback interface, with its data in `directory`.
 
+    appendfsync: "everysec" may lose the last second when the machine dies, "always" nothing, but takes less.
     An orphan that an earlier, killed parent left here is stopped first. Raises StreamsError.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -63,7 +71,7 @@ def start_embedded_server(directory: Path, *, port: int = 0, timeout_s: float = 
         process = subprocess.Popen(
             [
                 str(binary), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory.resolve()),
-                "--appendonly", "yes", "--appendfsync", "everysec", "--save", "",
+                "--appendonly", "yes", "--appendfsync", appendfsync, "--save", "",
                 "--maxmemory-policy", "noeviction", "--daemonize", "no",
             ],
             stdin=subprocess.DEVNULL,

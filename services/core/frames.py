@@ -24,6 +24,13 @@ MAX_IMAGE_BYTES = 16 * 1024 * 1024
 MAX_ABS_VALUE = 10_000.0
 """One absurd cell would stand in its site's clutter map for a long time."""
 DEFAULT_WINDOW_MS = 50
+_HEATMAP_DTYPES = {np.dtype(name) for name in HEATMAP_DTYPES} | {
+    np.dtype(name).newbyteorder() for name in HEATMAP_DTYPES
+}
+_BITS = {
+    2: (np.int16, np.uint16, int(np.float16(MAX_ABS_VALUE).view(np.int16)), 1 << 15),
+    4: (np.int32, np.uint32, int(np.float32(MAX_ABS_VALUE).view(np.int32)), 1 << 31),
+}
 SITE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -138,7 +145,7 @@ def check_label(label: str) -> str:
 
 def check_heatmap(heatmap: Heatmap) -> Heatmap:
     """Return `heatmap` if it is (R, A) or (C, R, A), of a known dtype and bounded. Raises BadFrameError."""
-    if heatmap.dtype.name not in HEATMAP_DTYPES:
+    if heatmap.dtype not in _HEATMAP_DTYPES:  # its `name` would take longer than all the rest
         raise BadFrameError(
             f"heatmap dtype is {heatmap.dtype.name}", remedy=f"send one of {', '.join(HEATMAP_DTYPES)}"
         )
@@ -146,7 +153,7 @@ def check_heatmap(heatmap: Heatmap) -> Heatmap:
         raise BadFrameError(
             f"heatmap shape is {heatmap.shape}", remedy="send (range, azimuth) or (channel, range, azimuth)"
         )
-    if heatmap.dtype != np.uint8 and not _is_bounded(heatmap):
+    if heatmap.itemsize > 1 and not _is_bounded(heatmap):
         bad = int(np.count_nonzero(~np.isfinite(heatmap)))
         if bad:
             raise BadFrameError(
@@ -161,7 +168,14 @@ def check_heatmap(heatmap: Heatmap) -> Heatmap:
 
 
 def _is_bounded(heatmap: Heatmap) -> bool:
-    """Whether all values are finite and within MAX_ABS_VALUE: without the sign, floats order as their bits do."""
-    bits: type[np.uint16 | np.uint32] = np.uint16 if heatmap.itemsize == 2 else np.uint32
-    magnitudes = np.bitwise_and(np.ascontiguousarray(heatmap).view(bits), np.iinfo(bits).max // 2)
-    return bool(magnitudes.max() <= np.array(MAX_ABS_VALUE, heatmap.dtype).view(bits))
+    """Whether all values are finite and within MAX_ABS_VALUE.
+
+    Floats of one sign order as their bits do, NaN and infinity beyond all others: read as signed integers, the
+    largest is the largest positive value; read as unsigned ones, it is the largest of the negative values.
+    """
+    signed, unsigned, limit, sign = _BITS[heatmap.itemsize]
+    native = heatmap if heatmap.dtype.isnative else heatmap.astype(heatmap.dtype.newbyteorder("="))
+    flat = native.reshape(-1)
+    return bool(
+        np.maximum.reduce(flat.view(signed)) <= limit and np.maximum.reduce(flat.view(unsigned)) <= sign | limit
+    )

@@ -21,7 +21,7 @@ class CoreSettings(BaseSettings):
     redis_url: str = Field(
         default="",
         validation_alias=AliasChoices("REDIS_URL", "ECHOSIGHT_REDIS_URL"),
-        description="Redis-compatible server, 7.0 or newer; empty: the embedded server under data_dir",
+        description="redis://, rediss:// or redis+cluster://, 7.0 or newer; empty: the embedded server",
     )
     data_dir: Path = Field(
         default=Path("var"), description="where store, registry, checkpoints and the embedded server live"

@@ -10,7 +10,7 @@ import typer
 from services.core.embedded import resolve_redis_url
 from services.core.errors import EchosightError
 from services.core.logs import configure_logs
-from services.core.streams import Consumer, EventLog, connect, wait_for_server
+from services.core.streams import Consumer, EventLog, Janitor, SiteLeases, connect, wait_for_server
 from services.ingest.settings import IngestSettings
 from services.ingest.worker import IngestWorker
 
@@ -38,7 +38,10 @@ async def _run(settings: IngestSettings, until_idle_s: float | None) -> None:
     server = await wait_for_server(client, timeout_s=60.0)
     consumer = Consumer(client, name=settings.consumer_name, sites=settings.site_names)
     events = EventLog(url, source="ingest")
-    worker = IngestWorker(settings, consumer, log=log, events=events)
+    leases = SiteLeases(client, owner=settings.consumer_name, ttl_ms=settings.lease_ms)
+    janitor = Janitor(client, max_stream_bytes=settings.max_stream_bytes, max_dead_bytes=settings.max_dead_bytes)
+    worker = IngestWorker(settings, consumer, leases=leases, janitor=janitor, log=log, events=events)
+    stop_metrics = worker.metrics.serve(host=settings.ingest_metrics_host, port=settings.ingest_metrics_port)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
@@ -46,6 +49,7 @@ async def _run(settings: IngestSettings, until_idle_s: float | None) -> None:
     try:
         await worker.run(until_idle_s=until_idle_s)
     finally:
+        stop_metrics()
         await consumer.close()
         events.close()
     log.info("ingest_stopped", counts=dict(worker.counts))

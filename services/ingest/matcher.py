@@ -1,43 +1,32 @@
 """Pairing of radar and camera frames by capture time. Pure: no clock, no Redis, no disk.
 
-The rule: of all radar and camera frames not further apart than the window, the closest two are a pair; take
-them out and repeat (ties: the earlier radar frame, then the earlier camera frame). A pair or a leftover is
-decided as soon as no frame still to come could change it. "Still to come" is judged per sensor by event time: a
-sensor that has delivered time t may still deliver anything later than t minus the grace. A sensor that is silent
-for `idle_timeout_s` of arrival time, while the other one is not, holds nobody back.
+The rule: of all radar and camera frames not further apart than the window, the closest two are a pair; take them
+out and repeat (ties: the earlier radar frame, then the earlier camera frame). So of all ways to pair the frames
+one to one it is the one whose sorted list of (distance, radar frame, camera frame) comes first, a missing pair
+counting as infinitely far.
 
-A jump of a sensor's clock by more than a minute, ahead or back, counts once a second frame in a row confirms it.
-A frame far ahead that the next one did not confirm is a stray: it leaves alone, and event time goes on.
+A pair or a leftover is decided as soon as no frame still to come could change it. "Still to come" is judged per
+sensor by event time: a sensor that has come to time t may still deliver anything later than t minus the grace.
+A sensor whose event time stands still for `idle_timeout_s` of arrival time, while the other one is there, holds
+nobody back. What waits is bounded by bytes. docs/pairing.md tells all of it, with examples.
 """
 
-from bisect import bisect_left
-from collections import Counter, OrderedDict, deque
+from bisect import bisect_right
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from services.core.frames import FrameId
+from services.ingest.closest import NOBODY, closest_first
+from services.ingest.event_time import ALWAYS
+from services.ingest.waiting import Source
 
 T = TypeVar("T")
 Side = Literal["radar", "camera"]
-Reason = Literal["no_partner", "partner_taken", "late", "duplicate", "stray"]
-_NEVER = -(2**63)
-_ALWAYS = 2**63
-_NUM_SEEN = 8192
-_NUM_TAKEN = 128
-_MAX_JUMP_NS = 60 * 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class Item(Generic[T]):
-    """One frame in the matcher. payload: whatever the caller wants back."""
-
-    id: FrameId
-    payload: T
-    is_late: bool
-
-    @property
-    def at_ns(self) -> int:
-        return self.id.captured_at_ns
+Reason = Literal["no_partner", "partner_taken", "late", "duplicate", "stray", "evicted"]
+_FRAME_BYTES = 512  # what a waiting frame costs besides its payload
+_NUM_LEAPS = 64
+_Unit = tuple[int, int]  # the place of a radar and of a camera frame among those that wait; NOBODY for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,174 +46,191 @@ Decision = Paired[T] | Unpaired[T]
 
 
 class Matcher(Generic[T]):
-    """The frames of one site that wait for a partner. Every frame added leaves by exactly one decision."""
+    """The frames of one site that wait for a partner. Every frame added leaves by exactly one decision.
 
-    def __init__(self, *, window_ns: int, grace_ns: int, idle_timeout_s: float, now_s: float) -> None:
+    max_bytes: of waiting frames, both sensors together, with 512 B each on top. counts: frames by side and reason,
+    "paired" included.
+    """
+
+    def __init__(
+        self, *, window_ns: int, grace_ns: int, idle_timeout_s: float, max_bytes: int, now_s: float
+    ) -> None:
         self._window_ns = window_ns
-        self._idle_timeout_s = idle_timeout_s
-        self._sources: dict[Side, _Source[T]] = {
-            "radar": _Source(grace_ns, now_s),
-            "camera": _Source(grace_ns, now_s),
-        }
+        self._max_bytes = max_bytes
+        self._radars: Source[T] = Source(grace_ns, idle_timeout_s, now_s)
+        self._cameras: Source[T] = Source(grace_ns, idle_timeout_s, now_s)
+        self._sources: dict[Side, Source[T]] = {"radar": self._radars, "camera": self._cameras}
+        self._settled_at: tuple[int, int] | None = None  # both watermarks, if nothing has changed since
+        self._leaps: deque[tuple[Side, int]] = deque(maxlen=_NUM_LEAPS)
         self.counts: Counter[tuple[Side, str]] = Counter()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all frames that wait, as counted against `max_bytes`."""
+        return self._radars.num_bytes + self._cameras.num_bytes
 
     def num_waiting(self, side: Side) -> int:
         return len(self._sources[side].waiting)
 
-    def add(self, side: Side, frame_id: FrameId, payload: T, *, now_s: float) -> list[Decision[T]]:
-        """Take in one frame; the answer is empty unless the frame is a duplicate."""
-        if all(source.is_idle(now_s, self._idle_timeout_s) for source in self._sources.values()):
+    def add(self, side: Side, frame_id: FrameId, payload: T, *, now_s: float, num_bytes: int) -> list[Decision[T]]:
+        """Take in one frame. The answer is empty but for a duplicate, a clock set back, or too many bytes."""
+        if all(source.is_silent(now_s) for source in self._sources.values()):
             for source in self._sources.values():  # the whole site was away: nobody was missing until now
-                source.heard_at_s = now_s
-        if self._sources[side].add(frame_id, payload, now_s=now_s):
-            return []
-        return [self._leftover(side, payload, "duplicate")]
+                source.excuse(now_s)
+        source = self._sources[side]
+        source.heard_at_s = now_s
+        if not source.is_new(frame_id):
+            self.counts[side, "duplicate"] += 1
+            return [Unpaired(side, payload, "duplicate")]
+        leap_ns = source.insert(frame_id, payload, now_s=now_s, num_bytes=num_bytes + _FRAME_BYTES)
+        self._settled_at = None
+        decisions: list[Decision[T]] = []
+        if leap_ns:
+            self._leaps.append((side, leap_ns))
+            if leap_ns < 0:
+                decisions += self._end_old_time(side)
+        if self.num_bytes > self._max_bytes:
+            decisions += self.decide(now_s=now_s)
+            decisions += self._evict()
+        return decisions
 
     def excuse(self, side: Side, *, now_s: float) -> None:
         """Not count a sensor's silence so far: its frames were there, but nobody read them."""
-        self._sources[side].heard_at_s = now_s
+        self._sources[side].excuse(now_s)
+
+    def set_clock_offset(self, offset_ns: int) -> None:
+        """Compare the camera's times as captured_at_ns - offset_ns from now on, those that wait as well."""
+        self._cameras.set_clock_offset(offset_ns)
+        self._settled_at = None
+
+    def take_leaps(self) -> list[tuple[Side, int]]:
+        """The leaps of the sensors' clocks since the last call, the newest 64: whose, and how many ns ahead."""
+        leaps = list(self._leaps)
+        self._leaps.clear()
+        return leaps
 
     def decide(self, *, now_s: float) -> list[Decision[T]]:
         """All that no frame still to come could change."""
-        radar, camera = self._sources["radar"], self._sources["camera"]
-        return self._settle(
-            radar.watermark_ns(now_s, self._idle_timeout_s), camera.watermark_ns(now_s, self._idle_timeout_s)
-        )
+        return self._settle(self._radars.watermark_ns(now_s), self._cameras.watermark_ns(now_s))
 
     def flush(self) -> list[Decision[T]]:
         """Decide about everything that waits, as if both sensors had ended."""
-        return self._settle(_ALWAYS, _ALWAYS)
+        return self._settle(ALWAYS, ALWAYS)
 
-    def _settle(self, radar_watermark_ns: int, camera_watermark_ns: int) -> list[Decision[T]]:
-        radars, cameras = self._sources["radar"], self._sources["camera"]
-        decisions: list[Decision[T]] = []
-        for side, source in self._sources.items():
-            decisions += [self._leftover(side, stray.payload, "stray") for stray in source.drop_strays()]
-        progress = True
-        while progress:
-            progress = False
-            for radar in list(radars.waiting):
-                camera = cameras.nearest(radar, self._window_ns)
-                if camera is None or radars.nearest(camera, self._window_ns) is not radar:
-                    continue
-                distance_ns = abs(camera.at_ns - radar.at_ns)
-                if (
-                    camera_watermark_ns >= radar.at_ns + distance_ns
-                    and radar_watermark_ns >= camera.at_ns + distance_ns
-                ):
-                    decisions.append(self._pair(radar, camera))
-                    progress = True
-        decisions += self._leftovers("radar", cameras, camera_watermark_ns)
-        decisions += self._leftovers("camera", radars, radar_watermark_ns)
-        return decisions
+    def _settle(self, radar_ns: int, camera_ns: int) -> list[Decision[T]]:
+        """What is decided once each sensor delivers nothing any more up to its watermark.
 
-    def _pair(self, radar: Item[T], camera: Item[T]) -> Paired[T]:
-        self._sources["radar"].take(radar)
-        self._sources["camera"].take(camera)
-        self.counts["radar", "paired"] += 1
-        self.counts["camera", "paired"] += 1
-        return Paired(radar.payload, camera.payload)
+        Two outcomes bound all others: any number of camera frames and no radar frame to come, and the reverse. A
+        pair in both is sure. A frame without a partner in the outcome that is the best for it will get none.
+        """
+        if self._settled_at == (radar_ns, camera_ns):
+            return []
+        self._settled_at = radar_ns, camera_ns
+        decisions = self._drop_strays()
+        radars, cameras = self._radars, self._cameras
+        if not self._may_settle(radar_ns, camera_ns):
+            return decisions
+        of_radars = self._best_for(radars, cameras, camera_ns)
+        of_cameras = self._best_for(cameras, radars, radar_ns)
+        units: list[_Unit] = []
+        for radar, camera in enumerate(of_radars):
+            if camera == NOBODY:
+                units.append((radar, NOBODY))
+            elif 0 <= camera < len(of_cameras) and of_cameras[camera] == radar:
+                units.append((radar, camera))
+        units += [(NOBODY, camera) for camera, radar in enumerate(of_cameras) if radar == NOBODY]
+        return decisions + self._release(units, None)
 
-    def _leftovers(self, side: Side, others: "_Source[T]", watermark_ns: int) -> list[Decision[T]]:
-        """Frames of `side` that have no partner and can get none any more; waiting is in order of time."""
+    def _may_settle(self, radar_ns: int, camera_ns: int) -> bool:
+        """Whether the watermarks have come far enough for the oldest frames; a cheap look, most often enough."""
+        first_radar_ns = self._radars.times_ns[0] if self._radars.times_ns else ALWAYS
+        first_camera_ns = self._cameras.times_ns[0] if self._cameras.times_ns else ALWAYS
+        return (
+            (first_radar_ns <= camera_ns and first_camera_ns <= radar_ns)
+            or first_radar_ns + self._window_ns <= camera_ns
+            or first_camera_ns + self._window_ns <= radar_ns
+        )
+
+    def _best_for(self, source: Source[T], others: Source[T], others_ns: int) -> list[int]:
+        """For each frame of `source` up to the others' watermark its best partner, however many of them come."""
+        ones_ns = source.times_ns[: bisect_right(source.times_ns, others_ns)]
+        if not ones_ns:
+            return []
+        end_ns = min(others_ns, ones_ns[-1] + self._window_ns)
+        others_times_ns = others.times_ns[: bisect_right(others.times_ns, end_ns)]
+        return closest_first(ones_ns, others_times_ns, window_ns=self._window_ns, open_from_ns=others_ns + 1)
+
+    def _all_units(self) -> list[_Unit]:
+        """All that waits, paired as if both sensors had ended: in order of radar time, lone cameras last."""
+        cameras_ns = self._cameras.times_ns
+        units = list(enumerate(self._best_for(self._radars, self._cameras, ALWAYS)))
+        taken = {camera for _, camera in units}
+        return units + [(NOBODY, camera) for camera in range(len(cameras_ns)) if camera not in taken]
+
+    def _end_old_time(self, side: Side) -> list[Decision[T]]:
+        """After its clock was set back, let go of the sensor's frames from before: paired, where they can be."""
         source = self._sources[side]
-        decisions: list[Decision[T]] = []
-        for item in list(source.waiting):
-            if item.at_ns + self._window_ns > watermark_ns:
+        first = bisect_right(source.times_ns, source.time.newest_ns)
+        which = 0 if side == "radar" else 1
+        return self._release([unit for unit in self._all_units() if unit[which] >= first], "evicted")
+
+    def _evict(self) -> list[Decision[T]]:
+        """Let the oldest go until an eighth of the bytes is free, so that the next frame need not do it again."""
+        radars, cameras = self._radars, self._cameras
+        excess = self.num_bytes - self._max_bytes * 7 // 8
+        if self.num_bytes <= self._max_bytes:
+            return []
+        oldest: list[tuple[int, _Unit, int]] = []
+        for radar, camera in self._all_units():
+            times_ns = [source.times_ns[at] for source, at in ((radars, radar), (cameras, camera)) if at >= 0]
+            sizes = [
+                source.waiting[at].num_bytes for source, at in ((radars, radar), (cameras, camera)) if at >= 0
+            ]
+            oldest.append((min(times_ns), (radar, camera), sum(sizes)))
+        units: list[_Unit] = []
+        for _, unit, size in sorted(oldest):
+            if excess <= 0:
                 break
-            if others.nearest(item, self._window_ns) is None:
-                source.drop(item)
-                reason: Reason = "no_partner"
-                if others.has_taken_near(item.at_ns, self._window_ns):
-                    reason = "partner_taken"
-                elif item.is_late:
-                    reason = "late"
-                decisions.append(self._leftover(side, item.payload, reason))
+            units.append(unit)
+            excess -= size
+        return self._release(units, "evicted")
+
+    def _drop_strays(self) -> list[Decision[T]]:
+        """Frames too far ahead of their sensor, but for one that the next frame may still confirm."""
+        decisions: list[Decision[T]] = []
+        radars, cameras = self._radars.strays(), self._cameras.strays()
+        if radars or cameras:
+            units = [(radar, NOBODY) for radar in radars] + [(NOBODY, camera) for camera in cameras]
+            decisions += self._release(units, "stray")
         return decisions
 
-    def _leftover(self, side: Side, payload: T, reason: Reason) -> Unpaired[T]:
+    def _release(self, units: list[_Unit], reason: Reason | None) -> list[Decision[T]]:
+        """Take `units` out, the pairs first. reason: why frames without a partner leave; None: find out."""
+        radars, cameras = self._radars, self._cameras
+        decisions: list[Decision[T]] = []
+        for radar, camera in units:
+            if radar >= 0 and camera >= 0:
+                decisions.append(Paired(radars.waiting[radar].payload, cameras.waiting[camera].payload))
+                radars.note_taken(radars.times_ns[radar])
+                cameras.note_taken(cameras.times_ns[camera])
+        if decisions:
+            self.counts["radar", "paired"] += len(decisions)
+            self.counts["camera", "paired"] += len(decisions)
+        for radar, camera in units:
+            if camera == NOBODY:
+                decisions.append(self._leftover("radar", radar, reason))
+            elif radar == NOBODY:
+                decisions.append(self._leftover("camera", camera, reason))
+        radars.remove([radar for radar, _ in units if radar >= 0])
+        cameras.remove([camera for _, camera in units if camera >= 0])
+        return decisions
+
+    def _leftover(self, side: Side, at: int, reason: Reason | None) -> Unpaired[T]:
+        source, others = self._sources[side], self._sources["camera" if side == "radar" else "radar"]
+        item = source.waiting[at]
+        if reason is None:
+            reason = "late" if item.is_late else "no_partner"
+            if others.has_near(source.times_ns[at], self._window_ns):
+                reason = "partner_taken"
         self.counts[side, reason] += 1
-        return Unpaired(side, payload, reason)
-
-
-class _Source(Generic[T]):
-    """One sensor's waiting frames, in order of time and sequence, and how far it has come."""
-
-    def __init__(self, grace_ns: int, now_s: float) -> None:
-        self._grace_ns = grace_ns
-        self._newest_ns = _NEVER
-        self._jump_ns: int | None = None  # the last frame's time, if it was too far off to be believed alone
-        self.heard_at_s = now_s
-        self._seen: OrderedDict[FrameId, None] = OrderedDict()
-        self._taken_ns: deque[int] = deque(maxlen=_NUM_TAKEN)
-        self._ids: list[FrameId] = []  # of `waiting`, for bisection
-        self.waiting: list[Item[T]] = []
-
-    def add(self, frame_id: FrameId, payload: T, *, now_s: float) -> bool:
-        """Whether the frame is new."""
-        self.heard_at_s = now_s
-        if frame_id in self._seen:
-            return False
-        self._seen[frame_id] = None
-        if len(self._seen) > _NUM_SEEN:
-            self._seen.popitem(last=False)
-        is_late = frame_id.captured_at_ns <= self._newest_ns - self._grace_ns
-        at = bisect_left(self._ids, frame_id)
-        self._ids.insert(at, frame_id)
-        self.waiting.insert(at, Item(frame_id, payload, is_late))
-        self._advance(frame_id.captured_at_ns)
-        return True
-
-    def _advance(self, at_ns: int) -> None:
-        newest_ns, jump_ns = self._newest_ns, self._jump_ns
-        if newest_ns == _NEVER or abs(at_ns - newest_ns) <= _MAX_JUMP_NS:
-            self._newest_ns, self._jump_ns = max(newest_ns, at_ns), None
-        elif jump_ns is not None and (jump_ns > newest_ns) == (at_ns > newest_ns):  # said twice: so it is
-            self._newest_ns, self._jump_ns = max(jump_ns, at_ns), None
-        else:
-            self._jump_ns = at_ns
-
-    def is_idle(self, now_s: float, idle_timeout_s: float) -> bool:
-        return now_s - self.heard_at_s >= idle_timeout_s
-
-    def watermark_ns(self, now_s: float, idle_timeout_s: float) -> int:
-        """Nothing up to this time is waited for."""
-        if self.is_idle(now_s, idle_timeout_s):
-            return _ALWAYS
-        return self._newest_ns - self._grace_ns if self._newest_ns != _NEVER else _NEVER
-
-    def nearest(self, other: Item[T], window_ns: int) -> Item[T] | None:
-        """The waiting frame closest in time to `other`, the earlier of two; None beyond the window."""
-        at_ns = other.id.captured_at_ns
-        after = self._first_from(at_ns)
-        best: Item[T] | None = None
-        best_ns = window_ns + 1
-        if after > 0:
-            before_ns = self._ids[after - 1].captured_at_ns
-            if at_ns - before_ns <= window_ns:
-                best, best_ns = self.waiting[self._first_from(before_ns)], at_ns - before_ns
-        if after < len(self._ids) and self._ids[after].captured_at_ns - at_ns < best_ns:
-            best = self.waiting[after]
-        return best
-
-    def _first_from(self, at_ns: int) -> int:
-        return bisect_left(self._ids, FrameId(at_ns, 0))
-
-    def take(self, item: Item[T]) -> None:
-        self.drop(item)
-        self._taken_ns.append(item.at_ns)
-
-    def drop(self, item: Item[T]) -> None:
-        at = bisect_left(self._ids, item.id)
-        del self._ids[at], self.waiting[at]
-
-    def drop_strays(self) -> list[Item[T]]:
-        """Take out and return frames too far ahead, but for the one that the next frame may still confirm."""
-        first = self._first_from(self._newest_ns + _MAX_JUMP_NS + 1)
-        strays = [item for item in self.waiting[first:] if item.at_ns != self._jump_ns]
-        for stray in strays:
-            self.drop(stray)
-        return strays
-
-    def has_taken_near(self, at_ns: int, window_ns: int) -> bool:
-        return any(abs(taken - at_ns) <= window_ns for taken in self._taken_ns)
+        return Unpaired(side, item.payload, reason)

@@ -1,70 +1,74 @@
-"""The ingest worker: read -> pair -> append -> acknowledge, for ever.
+"""The ingest worker: reads the streams, pairs, appends to the store, acknowledges.
 
-It owns the stores it writes and the frames it holds in memory; whatever it holds is still unacknowledged, so a
-kill at any moment loses nothing. A site is read only by the process that holds its store's lock: both sensors'
-frames must come to one matcher. It knows nothing of learning.
+The order is the correctness: a stream entry is acknowledged only after its pair is durable, so a kill at any
+moment loses nothing. Which sites are its own is decided in `sites`; one site's state is in `site`.
+It knows nothing of learning.
 """
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from services.core.errors import BadFrameError, StoreError
-from services.core.frames import SITE_PATTERN, CameraFrame, Label, RadarFrame, window_ns
+import numpy as np
+
+from services.core.errors import StoreError, StoreFencedError
 from services.core.logs import Log
-from services.core.store import Pair, StoreWriter
-from services.core.streams import Consumer, Delivery, EventLog, Kind, StreamsLost
-from services.ingest.matcher import Decision, Matcher, Paired, Side
+from services.core.streams import Consumer, Delivery, EventLog, Janitor, Kind, SiteLeases, StreamsLost
+from services.ingest.curation import make_curator
+from services.ingest.metrics import IngestMetrics
 from services.ingest.settings import IngestSettings
+from services.ingest.site import Site, entry_bytes
+from services.ingest.sites import Sites
 
 _BLOCK_MS = 100
-_DISCOVER_EVERY_S = 2.0
+_LOOK_EVERY_S = 1.0
 _REPORT_EVERY_S = 2.0
-_EVICT_EVERY_S = 10.0
+_TIDY_EVERY_S = 10.0
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-_MAX_DECIDED = 256  # entries decided but not yet committed; beyond, reading waits for the disk
-_MAX_WAITING = 512  # frames of one sensor held in memory; beyond, only the other sensor is read
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What is decided but not yet stored, buried and acknowledged."""
-
-    pairs: dict[str, list[Pair]] = field(default_factory=dict)
-    labels: dict[str, list[Label]] = field(default_factory=dict)
-    dead: list[tuple[Delivery, str]] = field(default_factory=list)
-    done: list[Delivery] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.done) + len(self.dead)
+_READ_BYTES = 32 * 1024**2  # wanted of one read at most, over all streams
+_MAX_READ_COUNT = 128
+_FIRST_ENTRY_BYTES = 1024**2  # an entry is thought to be that large until some were seen
+_STALLED_S = 0.5  # a loop that took so long did not listen: silence is not the sensors'
 
 
 class IngestWorker:
-    """Pairs all sites of one consumer into their stores."""
+    """Pairs the sites that it holds the leases of into their stores."""
 
-    def __init__(self, settings: IngestSettings, consumer: Consumer, *, log: Log, events: EventLog) -> None:
+    def __init__(
+        self,
+        settings: IngestSettings,
+        consumer: Consumer,
+        *,
+        leases: SiteLeases,
+        janitor: Janitor,
+        log: Log,
+        events: EventLog,
+    ) -> None:
         self._settings = settings
         self._consumer = consumer
+        self._leases = leases
+        self._janitor = janitor
         self._log = log
         self._events = events
-        self._matchers: dict[str, Matcher[Delivery]] = {}
-        self._writers: dict[str, StoreWriter] = {}
-        self._writing = asyncio.Lock()  # held by the one thread that changes stores: a commit or an eviction
-        self._skipped: dict[str, str] = {}  # site or key: why it is left alone, as said in the log
-        self._num_sites = 0  # ours or not: all share the disk
-        self._held: set[tuple[str, bytes]] = set()
-        self._decided = _Batch()  # grows while the one before it is on its way to the disk
-        self._committing = _Batch()  # still full after a failure: tried again before anything else
+        self.sites = Sites(settings, consumer, leases, curator=make_curator(settings), log=log)
+        self.metrics = IngestMetrics(self.sites, num_trimmed=lambda: dict(consumer.num_trimmed))
+        self._writing = asyncio.Lock()  # held by the one task that changes stores: a commit or the upkeep
         self._commit: asyncio.Task[None] | None = None
+        self._entry_bytes: dict[Kind, float] = {}
         self._is_stopping = False
-        self._next_discover_s = 0.0
-        self._next_claim_s = 0.0
-        self._next_evict_s = 0.0
+        self._next_renew_s = self._next_look_s = self._next_tidy_s = 0.0
         self._reported_s, self._reported_num = time.monotonic(), 0
-        self.counts: Counter[str] = Counter()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Over all sites, "radar.paired" and so on; "stored" are new pairs on disk, "labels" all labels."""
+        total: Counter[str] = Counter()
+        for tally in self.sites.tallies.values():
+            total.update({f"{kind}.{reason}": num for (kind, reason), num in tally.frames.items()})
+            total["stored"] += tally.num_stored
+        return total
 
     def stop(self) -> None:
         """Commit what is decided, then return from `run`."""
@@ -72,190 +76,203 @@ class IngestWorker:
 
     async def run(self, *, until_idle_s: float | None = None) -> None:
         """Work until stopped, or until nothing came for `until_idle_s`: then flush what waits and return."""
-        last_frame_s = time.monotonic()
+        turned_s = time.monotonic()
+        started_s = last_frame_s = turned_s
         failures = 0
         try:
             while not self._is_stopping:
                 try:
-                    await self._upkeep()
-                    if len(self._decided) < _MAX_DECIDED:
-                        deliveries = await self._consumer.read(
-                            count=self._settings.read_count, block_ms=_BLOCK_MS, skip=self._full_streams()
-                        )
-                        if deliveries:
-                            last_frame_s = time.monotonic()
-                        self._take_in(deliveries)
-                        self._decide()
-                        if until_idle_s is not None and time.monotonic() - last_frame_s > until_idle_s:
-                            self._flush()
-                            self.stop()
-                    if await self._commit_next():
-                        failures = 0
-                except (*StreamsLost, StoreError) as error:
+                    await self._upkeep(stalled_s=time.monotonic() - turned_s)
+                    turned_s = time.monotonic()
+                    deliveries = await self._read()
+                    if deliveries:
+                        last_frame_s = time.monotonic()
+                    self._take_in(deliveries)
+                    if until_idle_s is not None and self._is_idle(until_idle_s, last_frame_s, started_s):
+                        self._flush()
+                        self.stop()
+                    await self._commit_next()
+                    failures = 0
+                except StreamsLost as error:
                     await self._back_off(error, failures)
                     failures += 1
         finally:
             await self._close()
 
-    def _take_in(self, deliveries: Sequence[Delivery]) -> None:
-        """Sort deliveries into matchers, the labels of the batch, and the dead letters."""
+    def _is_idle(self, until_idle_s: float, last_frame_s: float, started_s: float) -> bool:
+        """Whether nothing came for long enough; those of a dead replica are waited for until its leases end."""
         now_s = time.monotonic()
-        for delivery in deliveries:
-            if (delivery.key, delivery.entry_id) in self._held:
-                continue
-            self._held.add((delivery.key, delivery.entry_id))
-            match delivery.frame:
-                case BadFrameError() if not delivery.fields:  # trimmed away unread: nothing to bury
-                    self._decided.done.append(delivery)
-                case BadFrameError() as error:
-                    self._decided.dead.append((delivery, str(error)))
-                case Label() as label:
-                    self._decided.labels.setdefault(delivery.site, []).append(label)
-                    self._decided.done.append(delivery)
-                case RadarFrame() | CameraFrame() as frame:
-                    side: Side = "radar" if isinstance(frame, RadarFrame) else "camera"
-                    self._sort(self._matcher(delivery.site).add(side, frame.id, delivery, now_s=now_s))
+        is_complete = not self.sites.num_foreign or now_s > started_s + 2 * self._settings.lease_ms / 1e3
+        return is_complete and now_s - last_frame_s > until_idle_s
 
-    def _decide(self) -> None:
+    async def _read(self) -> list[Delivery]:
+        """New entries of the sites that have room for them."""
         now_s = time.monotonic()
-        for matcher in self._matchers.values():
-            self._sort(matcher.decide(now_s=now_s))
+        sites = self.sites.ours.values()
+        num_held = sum(site.num_waiting_bytes + site.num_decided_bytes for site in sites)
+        if num_held > self._settings.max_buffer_bytes:  # the disk is behind: it frees memory, not the streams
+            await self._wait_for_commit()
+            return []
+        full: set[tuple[str, Kind]] = set()
+        for site in sites:
+            side = site.full_side(now_s=now_s)
+            if side is not None:
+                full.add((site.name, side))
+            if site.num_decided_bytes > self._settings.max_waiting_bytes:
+                full |= {(site.name, "radar"), (site.name, "camera")}
+        num_streams = 2 * max(len(self.sites.ours), 1)
+        largest = max(self._entry_bytes.values(), default=_FIRST_ENTRY_BYTES)
+        read_bytes = min(_READ_BYTES, self._settings.max_waiting_bytes // 2)
+        count = max(2, min(_MAX_READ_COUNT, int(read_bytes / num_streams / largest)))
+        return await self._consumer.read(count=count, block_ms=_BLOCK_MS, skip=full)
+
+    def _take_in(self, deliveries: Sequence[Delivery]) -> None:
+        """Hand the deliveries to their sites, and let every site decide what can be decided."""
+        now_s = time.monotonic()
+        by_site: dict[str, list[Delivery]] = {}
+        for delivery in deliveries:
+            by_site.setdefault(delivery.site, []).append(delivery)
+        for name, its in by_site.items():
+            if name in self.sites.ours:
+                self.sites.ours[name].take_in(its, now_s=now_s)
+        for site in self.sites.ours.values():
+            if not site.is_leaving:
+                site.decide(now_s=now_s)
+        if deliveries:
+            self._note_sizes(deliveries)
+
+    def _note_sizes(self, deliveries: Sequence[Delivery]) -> None:
+        """How large entries of each kind are: larger at once, smaller in time."""
+        sizes: dict[Kind, int] = {}
+        for delivery in deliveries:
+            sizes[delivery.kind] = max(sizes.get(delivery.kind, 0), entry_bytes(delivery))
+        for kind, size in sizes.items():
+            self._entry_bytes[kind] = max(size, 0.9 * self._entry_bytes.get(kind, _FIRST_ENTRY_BYTES))
 
     def _flush(self) -> None:
-        for matcher in self._matchers.values():
-            self._sort(matcher.flush())
+        for site in self.sites.ours.values():
+            site.flush()
 
-    def _sort(self, decisions: Sequence[Decision[Delivery]]) -> None:
-        for decision in decisions:
-            if isinstance(decision, Paired):
-                radar, camera = decision.radar.frame, decision.camera.frame
-                assert isinstance(radar, RadarFrame)
-                assert isinstance(camera, CameraFrame)
-                self._decided.pairs.setdefault(decision.radar.site, []).append(Pair(radar, camera))
-                self._decided.done += [decision.radar, decision.camera]
-                self.counts["radar.paired"] += 1
-                self.counts["camera.paired"] += 1
-            else:
-                self._decided.done.append(decision.payload)
-                self.counts[f"{decision.side}.{decision.reason}"] += 1
+    async def _commit_next(self) -> None:
+        """Commit what is decided, one group of batches at a time, while the caller goes on reading.
 
-    async def _commit_next(self) -> bool:
-        """Commit what is decided, one batch at a time, while the caller goes on reading.
-
-        Returns whether nothing is left in doubt: a commit has finished, or none was due. Raises what made the
-        last commit fail; its batch stays, and is the next to be committed.
+        Raises what made the last acknowledgement fail; its batches stay, and are the next to be committed.
         """
-        is_settled = self._commit is None and not self._committing
-        if self._commit is not None and (self._commit.done() or len(self._decided) >= _MAX_DECIDED):
+        if self._commit is not None:
+            if not self._commit.done():
+                return
             finished, self._commit = self._commit, None
             await finished
-            is_settled = True
-        if self._commit is None:
-            if not self._committing:
-                self._committing, self._decided = self._decided, _Batch()
-            if self._committing:
-                self._commit = asyncio.create_task(self._commit_batch(self._committing))
-        return is_settled
-
-    async def _commit_batch(self, batch: _Batch) -> None:
-        """1. append durably, 2. bury, 3. acknowledge, 4. forget. After a failure it goes on where it stopped."""
-        if batch.pairs or batch.labels:
-            async with self._writing:
-                await asyncio.to_thread(self._store, batch)
-        while batch.dead:
-            await self._bury(*batch.dead[-1])
-            batch.dead.pop()
-        await self._consumer.acknowledge(batch.done)
-        self._held.difference_update((delivery.key, delivery.entry_id) for delivery in batch.done)
-        batch.done.clear()
-
-    async def _bury(self, delivery: Delivery, reason: str) -> None:
-        await self._consumer.bury(delivery, reason)
-        self._held.discard((delivery.key, delivery.entry_id))
-        self.counts[f"{delivery.kind}.undecodable"] += 1
-        entry = delivery.entry_id.decode()
-        self._log.warning("frame_buried", site=delivery.site, stream=delivery.kind, entry=entry, reason=reason)
-
-    def _store(self, batch: _Batch) -> None:
-        for site, pairs in batch.pairs.items():
-            self.counts["stored"] += self._writers[site].append(pairs)
-        batch.pairs.clear()
-        for site, labels in batch.labels.items():
-            self.counts["labels"] += self._writers[site].append_labels(labels)
-        batch.labels.clear()
-
-    async def _upkeep(self) -> None:
-        """Look for new sites, take over what dead consumers left, evict, report: each when its time has come."""
         now_s = time.monotonic()
-        if now_s >= self._next_discover_s:
-            await self._discover()
-            self._next_discover_s = now_s + _DISCOVER_EVERY_S
-        if now_s >= self._next_claim_s:
-            await self._take_over()
-            self._next_claim_s = now_s + self._settings.claim_idle_ms / 2e3
-        if now_s >= self._next_evict_s:
-            self._next_evict_s = now_s + _EVICT_EVERY_S  # first: what fails now is not tried at every turn
-            async with self._writing:
-                await asyncio.to_thread(self._evict)
+        due = [site for site in self.sites.ours.values() if site.retry_at_s <= now_s and site.begin_commit()]
+        if due:
+            self._commit = asyncio.create_task(self._commit_batches(due))
+
+    async def _wait_for_commit(self) -> None:
+        if self._commit is not None:
+            await asyncio.wait([self._commit])
+        else:
+            await asyncio.sleep(_BLOCK_MS / 1e3)
+
+    async def _commit_batches(self, sites: list[Site]) -> None:
+        """1. make durable, 2. bury, 3. acknowledge, 4. forget. After a failure it goes on where it stopped."""
+        async with self._writing:
+            stored = await asyncio.gather(*(self._store(site) for site in sites))
+        durable = [site for site, is_stored in zip(sites, stored, strict=True) if is_stored]
+        for site in durable:
+            dead = site.committing.dead
+            while dead:
+                await self._bury(site, *dead[-1])
+                dead.pop()
+        await self._consumer.acknowledge([one for site in durable for one, _ in site.committing.done])
+        now_ms = time.time() * 1e3
+        for site in durable:
+            latency = self.metrics.latency.labels(site.name)
+            for latency_s in site.finish_commit(now_ms=now_ms):
+                latency.observe(latency_s)
+
+    async def _store(self, site: Site) -> bool:
+        """Whether the site's batch is durable. Its failures are its own: other sites go on."""
+        try:
+            await asyncio.to_thread(site.store)
+        except StoreFencedError as error:
+            if self.sites.ours.get(site.name) is site:
+                await self.sites.drop(site.name, reason=str(error))
+            return False
+        except StoreError as error:
+            delay_s = _BACKOFF_S[min(site.num_failures, len(_BACKOFF_S) - 1)]
+            if site.num_failures in (0, len(_BACKOFF_S)):  # once when it starts, once when it lasts
+                self._log.warning("ingest_waits", site=site.name, reason=str(error), retry_in_s=delay_s)
+            site.num_failures += 1
+            site.retry_at_s = time.monotonic() + delay_s
+            return False
+        return self.sites.ours.get(site.name) is site
+
+    async def _bury(self, site: Site, delivery: Delivery, reason: str) -> None:
+        await self._consumer.bury(delivery, reason)
+        site.count_buried(delivery)
+        entry = delivery.entry_id.decode()
+        self._log.warning("frame_buried", site=site.name, stream=delivery.kind, entry=entry, reason=reason)
+
+    async def _upkeep(self, *, stalled_s: float) -> None:
+        """Leases, sites, limits, trimming, a report: each when its time has come."""
+        now_s = time.monotonic()
+        if stalled_s > _STALLED_S:
+            for site in self.sites.ours.values():
+                site.excuse(now_s=now_s)
+        if now_s >= self._next_renew_s or stalled_s > _STALLED_S:
+            self._next_renew_s = now_s + self._settings.lease_ms / 3e3
+            await self.sites.keep()
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + _LOOK_EVERY_S
+            await self.sites.look()
+        await self._release_leaving()
+        if now_s >= self._next_tidy_s:
+            self._next_tidy_s = now_s + _TIDY_EVERY_S  # first: what fails now is not tried at every turn
+            await self._tidy()
         if now_s >= self._reported_s + _REPORT_EVERY_S:
             await self._consumer.count_trimmed()
-            await asyncio.to_thread(self._report)
+            self._keep_time()
+            await self._report()
 
-    async def _discover(self) -> None:
-        """1. find sites, 2. lock their stores, 3. read those that are ours. The others: again next time."""
-        known = self._consumer.sites
-        sites = await self._consumer.find_sites()
-        stores = set(sites) | await asyncio.to_thread(self._stored_sites)
-        self._num_sites = len(stores)
-        skipped = {}
-        for site in sorted(stores - self._writers.keys()):
-            try:
-                self._writers[site] = await asyncio.to_thread(self._open_writer, site)
-            except StoreError as error:
-                skipped[site] = str(error)
-        for site in sites:
-            if site in self._writers:
-                await self._consumer.join(site)
-        skipped |= self._consumer.refused
-        for name, reason in skipped.items():
-            if self._skipped.get(name) != reason:
-                self._log.warning("site_skipped", name=name, reason=reason)
-        self._skipped = skipped
-        for writer in self._writers.values():
-            writer.limits = self._settings.store_limits(num_sites=self._num_sites)
-        if self._consumer.sites != known:
-            self._log.info("sites_found", sites=self._consumer.sites)
+    async def _release_leaving(self) -> None:
+        for name, site in list(self.sites.ours.items()):
+            if site.is_leaving and site.is_settled:
+                await self.sites.release(name)
 
-    def _stored_sites(self) -> set[str]:
-        """Sites without a stream that have a store to keep within its limits, if all sites are ours."""
-        if self._settings.site_names or not self._settings.store_dir.is_dir():
-            return set()
-        names = (path.name for path in self._settings.store_dir.iterdir() if path.is_dir())
-        return {name for name in names if SITE_PATTERN.fullmatch(name)}
+    async def _tidy(self) -> None:
+        """Hold the store's limits, remove encoded images if asked to, and trim what the streams need no more."""
+        async with self._writing:
+            await self.sites.share_disk()
+            for site in list(self.sites.ours.values()):
+                try:
+                    await asyncio.to_thread(self._tidy_store, site)
+                except StoreFencedError as error:
+                    await self.sites.drop(site.name, reason=str(error))
+                except StoreError as error:
+                    self._log.warning("store_not_tidied", site=site.name, reason=str(error))
+        for name, site in self.sites.ours.items():
+            tidied = await self._janitor.tidy(name)
+            for kind, num in tidied.num_lost.items():
+                site.tally.num_lost += num
+                if num:
+                    self._log.warning(
+                        "entries_lost", site=name, stream=kind, num=num, reason="streams beyond their limit"
+                    )
 
-    def _open_writer(self, site: str) -> StoreWriter:
-        limits = self._settings.store_limits(num_sites=self._num_sites)
-        return StoreWriter(self._settings.store_dir, site, limits=limits)
+    def _tidy_store(self, site: Site) -> None:
+        site.writer.evict()
+        if self._settings.drop_images:
+            site.writer.drop_encoded_images()
 
-    def _evict(self) -> None:
-        """Hold the limits of age and free disk also where nothing new comes."""
-        for writer in self._writers.values():
-            writer.evict()
-
-    async def _take_over(self) -> None:
-        """Pair the entries of dead consumers among themselves: the live matchers are past their time."""
-        claimed = await self._consumer.claim_stale(
-            min_idle_ms=self._settings.claim_idle_ms, count=1000, held=self._held
-        )
-        if not claimed:
-            return
-        self._log.info("entries_claimed", num=len(claimed))
-        live, self._matchers = self._matchers, {}
-        try:
-            self._take_in(claimed)
-            self._flush()
-        finally:
-            self._matchers = live
+    def _keep_time(self) -> None:
+        for site in self.sites.ours.values():
+            site.keep_time()
+            if site.clock is not None and site.clock_has_changed_sides():
+                say = self._log.warning if site.clock_is_off else self._log.info
+                say("clocks_apart" if site.clock_is_off else "clocks_together", site=site.name, **_clock(site))
+            for side, size_ns in site.take_leaps():
+                self._log.warning("clock_leapt", site=site.name, sensor=side, by_s=round(size_ns / 1e9, 3))
 
     async def _back_off(self, error: Exception, failures: int) -> None:
         delay_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
@@ -263,58 +280,79 @@ class IngestWorker:
             self._log.warning("ingest_waits", reason=str(error), retry_in_s=delay_s)
         await asyncio.sleep(delay_s)
 
-    def _matcher(self, site: str) -> Matcher[Delivery]:
-        if site not in self._matchers:
-            self._matchers[site] = Matcher(
-                window_ns=window_ns(self._settings.window_ms),
-                grace_ns=round(self._settings.grace_ms * 1e6),
-                idle_timeout_s=self._settings.idle_timeout_s,
-                now_s=time.monotonic(),
-            )
-        return self._matchers[site]
-
-    def _full_streams(self) -> set[tuple[str, Kind]]:
-        """Streams not to read now: their frames wait for the other sensor's, which lie deeper in its stream.
-
-        Never both of a site: then the grace alone holds that many, and more to come sets them free.
-        """
-        full: set[tuple[str, Kind]] = set()
-        for site, matcher in self._matchers.items():
-            radar_is_full = matcher.num_waiting("radar") >= _MAX_WAITING
-            if radar_is_full != (matcher.num_waiting("camera") >= _MAX_WAITING):
-                side: Side = "radar" if radar_is_full else "camera"
-                matcher.excuse(side, now_s=time.monotonic())
-                full.add((site, side))
-        return full
-
-    def _report(self) -> None:
+    async def _report(self) -> None:
         """One event and one log line of counters."""
         now_s = time.monotonic()
-        stored = self.counts["stored"]
-        rate = (stored - self._reported_num) / max(now_s - self._reported_s, 1e-9)
-        self._reported_s, self._reported_num = now_s, stored
-        writers = self._writers.values()
+        counts = self.counts
+        rate = (counts["stored"] - self._reported_num) / max(now_s - self._reported_s, 1e-9)
+        self._reported_s, self._reported_num = now_s, counts["stored"]
         values: dict[str, Any] = {
+            "replica": self._settings.consumer_name,
             "pairs_per_s": round(rate, 1),
-            "pairs": sum(len(writer) for writer in writers),
-            "bytes": sum(writer.num_bytes for writer in writers),
-            "evicted": sum(writer.num_evicted for writer in writers),
-            "trimmed": self._consumer.num_trimmed,
-            "sites": self._consumer.sites,
-            "counts": dict(self.counts),
+            "pairs": sum(len(site.writer) for site in self.sites.ours.values()),
+            "bytes": sum(site.writer.num_bytes for site in self.sites.ours.values()),
+            "evicted": sum(self.sites.num_evicted(name) for name in self.sites.tallies),
+            "trimmed": sum(self._consumer.num_trimmed.values()),
+            "lost": sum(tally.num_lost for tally in self.sites.tallies.values()),
+            "sites": {name: self._describe(site) for name, site in self.sites.ours.items()},
+            "skipped": self.sites.skipped,
+            "counts": dict(counts),
         }
-        self._events.emit("ingest", **values)
+        await asyncio.to_thread(self._events.emit, "ingest", **values)
         self._log.debug("ingest", **values)
+
+    def _describe(self, site: Site) -> dict[str, Any]:
+        return {
+            "pairs": len(site.writer),
+            "bytes": site.writer.num_bytes,
+            "held": site.num_held,
+            "frames": {f"{kind}.{reason}": num for (kind, reason), num in sorted(site.tally.frames.items())},
+            **_clock(site),
+            **_latency(site),
+            **self._curation(site),
+        }
+
+    def _curation(self, site: Site) -> dict[str, Any]:
+        curator = self.sites.curator
+        if curator is None:
+            return {}
+        counts = sorted(curator.counts.items())
+        return {"curation": {what: num for (name, what), num in counts if name == site.name}}
 
     async def _close(self) -> None:
         """Commit what is decided, once; what fails now stays unacknowledged and comes again at the next start."""
         try:
-            while self._commit or self._committing or self._decided:
+            async with asyncio.timeout(_BACKOFF_S[-1] + 20.0):
+                for _ in range(2):  # what was on its way, and what was decided since
+                    await self._commit_next()
+                    if self._commit is not None:
+                        await asyncio.wait([self._commit])
                 await self._commit_next()
-                if self._commit:
-                    await asyncio.wait([self._commit])
-        except (*StreamsLost, StoreError) as error:
-            self._log.warning("ingest_stopped_short", reason=str(error))
-        await asyncio.to_thread(self._report)
-        for writer in self._writers.values():
-            writer.close()
+            await self._report()
+            for name in list(self.sites.ours):
+                await self.sites.release(name)
+            await self._leases.resign()
+        except (*StreamsLost, TimeoutError) as error:
+            self._log.warning("ingest_stopped_short", reason=str(error) or "the disk did not answer")
+        for site in self.sites.ours.values():
+            site.writer.close()
+
+
+def _clock(site: Site) -> dict[str, float]:
+    """What is known of a site's clocks, for people: milliseconds, camera minus radar."""
+    if site.clock is None:
+        return {}
+    return {
+        "clock_offset_ms": round(site.clock.offset_ns / 1e6, 2),
+        "clock_uncertainty_ms": round(site.clock.uncertainty_ns / 1e6, 2),
+        "clock_drift_ppm": round(site.clock.drift_ppm, 1),
+        "clock_applied_ms": round(site.applied_offset_ns / 1e6, 2),
+    }
+
+
+def _latency(site: Site) -> dict[str, float]:
+    """From a radar frame's arrival in its stream to its pair being durable, milliseconds, of the newest pairs."""
+    if not site.latencies_s:
+        return {}
+    p50, p99 = np.percentile(list(site.latencies_s), [50, 99]) * 1e3
+    return {"p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1)}

@@ -1,4 +1,4 @@
-"""`python -m services.sensors`: simulate a site, replay or import a recording, ask the doctor about one.
+"""`python -m services.sensors`: simulate a site; record the streams; replay, import or examine a recording.
 
 Options, progress and printing live here; reading, pacing and simulating do not.
 """
@@ -20,14 +20,26 @@ from services.core.errors import EchosightError, SettingsError
 from services.core.frames import DEFAULT_WINDOW_MS
 from services.core.logs import configure_logs
 from services.sensors.console import print_error, progress
+from services.sensors.options import (
+    ChirpsOption,
+    JsonOption,
+    PathArgument,
+    RadarOption,
+    RecordingArgument,
+    RedisOption,
+    SectorOption,
+    SiteOption,
+    parse_speed,
+    split_format,
+)
 from services.sensors.publish import AS_FAST_AS_CONSUMED
-from services.sensors.recordings import FORMATS, ListedRecording, ReadOptions, open_recording
+from services.sensors.recordings import FORMATS, OpenRecording, ReadOptions, open_recording
 from services.sensors.recordings.base import WHOLE_TURN_DEG, Chirps, RadarView
 from services.sensors.settings import SensorsSettings
 
 app = typer.Typer(
     name="sensors",
-    help="Publish frames: from a simulated site, or from a recording.",
+    help="Publish frames, from a simulated site or a recording; record what is published.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -35,23 +47,6 @@ app = typer.Typer(
 )
 
 _PICTURE_S, _FILM_S = 300.0, 10.0
-
-FormatArgument = Annotated[
-    str, typer.Argument(metavar="FORMAT", help=f"{' | '.join(FORMATS)}, or auto to find out.", show_default=False)
-]
-PathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the recording.", show_default=False)]
-SiteOption = Annotated[str, typer.Option(help="Publish under this site name; empty: the format's own.")]
-RadarOption = Annotated[RadarView, typer.Option(help="RADIATE: which of its two radar pictures.")]
-SectorOption = Annotated[
-    float, typer.Option(help="RADIATE polar: keep this many degrees around straight ahead; 360: the raw turn.")
-]
-ChirpsOption = Annotated[
-    Chirps, typer.Option(help="ROD2021: the first chirp (a snapshot), or the mean power of all.")
-]
-RedisOption = Annotated[
-    str, typer.Option("--redis-url", help="Server; empty: REDIS_URL, else the one that `echosight up` runs.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for scripts.")]
 
 
 @app.command(no_args_is_help=True)
@@ -149,8 +144,7 @@ def simulate(
 
 @app.command(no_args_is_help=True)
 def replay(
-    format_name: FormatArgument,
-    path: PathArgument,
+    format_and_path: RecordingArgument,
     speed: Annotated[
         str, typer.Option(help="1: as recorded; N: N times as fast; max: as fast as ingest takes it.")
     ] = "1",
@@ -169,17 +163,17 @@ def replay(
 
     [bold]Examples[/bold]
 
-      echosight replay radiate fog_6_0                    as it was recorded
+      echosight replay fog_6_0                            as it was recorded
 
-      echosight replay radiate fog_6_0 --sector-deg 120   only straight ahead
+      echosight replay fog_6_0 --sector-deg 120           only straight ahead
 
-      echosight replay folder my_recording --speed 4      four times as fast
+      echosight replay session.mcap --speed 4             four times as fast
 
       echosight replay cruw ROD2021 --speed max           as fast as ingested
 
-      echosight replay auto fog_6_0 --loop --now          an endless demo
+      echosight replay fog_6_0 --loop --now               an endless demo
     """
-    recording = _open(format_name, path, site=site, radar=radar, sector_deg=sector_deg, chirps=chirps)
+    recording = _open(*split_format(format_and_path), site=site, radar=radar, sector_deg=sector_deg, chirps=chirps)
     _play(
         recording, speed=parse_speed(speed), loop=loop, now=now, wait=False, redis_url=redis_url, as_json=as_json
     )
@@ -187,8 +181,7 @@ def replay(
 
 @app.command("import", no_args_is_help=True)
 def import_(
-    format_name: FormatArgument,
-    path: PathArgument,
+    format_and_path: RecordingArgument,
     site: SiteOption = "",
     radar: RadarOption = "polar",
     sector_deg: SectorOption = WHOLE_TURN_DEG,
@@ -200,13 +193,13 @@ def import_(
 
     [bold]Examples[/bold]
 
-      echosight import radiate fog_6_0
+      echosight import fog_6_0
 
       echosight import cruw ROD2021/sequences/train/2019_04_09_BMS1000 --site parking
 
-      echosight import folder my_recording --json | jq .report.missing
+      echosight import session.mcap --json | jq .report.corrupt
     """
-    recording = _open(format_name, path, site=site, radar=radar, sector_deg=sector_deg, chirps=chirps)
+    recording = _open(*split_format(format_and_path), site=site, radar=radar, sector_deg=sector_deg, chirps=chirps)
     _play(recording, speed=AS_FAST_AS_CONSUMED, wait=True, redis_url=redis_url, as_json=as_json)
 
 
@@ -219,65 +212,138 @@ def doctor(
     window_ms: Annotated[
         int, typer.Option(min=1, help="Count pairs at most this far apart, whole milliseconds.")
     ] = DEFAULT_WINDOW_MS,
-    picture: Annotated[Path, typer.Option(help="Write the picture here.")] = Path("doctor.png"),
+    picture: Annotated[Path | None, typer.Option(help="Draw it all, too, and write the PNG here.")] = None,
+    site: Annotated[str, typer.Option(help="MCAP with several sites: which one.")] = "",
     radar: RadarOption = "polar",
     sector_deg: SectorOption = WHOLE_TURN_DEG,
     chirps: ChirpsOption = "first",
     as_json: JsonOption = False,
 ) -> None:
-    """Examine a recording: rates, gaps, offsets, pairs, values, classes, bad files; with a picture and advice.
+    """Examine a recording: rates, gaps, offsets, pairs, values, classes, bad files; with advice, and a picture.
 
     [bold]Examples[/bold]
 
       echosight doctor fog_6_0
 
-      echosight doctor my_recording --window-ms 20 --picture /tmp/my_recording.png
+      echosight doctor session.mcap --window-ms 20 --picture session.png
 
       echosight doctor my_recording --json | jq .advice
     """
-    from services.sensors.recordings.advice import advise  # the picture's library takes its time to load
+    from services.sensors.recordings.advice import advise
     from services.sensors.recordings.doctor import examine
-    from services.sensors.recordings.picture import draw
     from services.sensors.recordings.tables import show_examination
 
-    recording = _open(format_name or "auto", path, radar=radar, sector_deg=sector_deg, chirps=chirps)
+    recording = _open(format_name, path, site=site, radar=radar, sector_deg=sector_deg, chirps=chirps)
+    if len(recording.sites) > 1:
+        raise SettingsError(f"{path} holds sites {', '.join(recording.sites)}", remedy="name one of them: --site")
     with progress("reading", recording.num_files) as advance_to:
         found, examples = examine(recording, window_ms=window_ms, on_progress=advance_to)
     advice = advise(found)
     title = f"{path.resolve().name} ({recording.format_name})"
-    draw(found, examples, picture, title=title)
+    if picture is not None:
+        from services.sensors.recordings.picture import draw  # its library takes its time to load
+
+        draw(found, examples, picture, title=title)
     if as_json:
-        facts = {"format": recording.format_name, **asdict(found), "advice": advice, "picture": str(picture)}
-        typer.echo(json.dumps(facts))
+        drawn = None if picture is None else str(picture)
+        typer.echo(
+            json.dumps({"format": recording.format_name, **asdict(found), "advice": advice, "picture": drawn})
+        )
         return
     show_examination(Console(), found, advice=advice, title=title)
-    typer.echo(f"picture: {picture}")
+    if picture is not None:
+        typer.echo(f"picture: {picture}")
 
 
-def parse_speed(text: str) -> float:
-    """ "1", "4", "x4" or "max" -> a factor. Raises SettingsError."""
-    if text == "max":
-        return AS_FAST_AS_CONSUMED
-    try:
-        speed = float(text.strip("xX×"))
-    except ValueError:
-        speed = 0.0
-    if not 0 < speed < AS_FAST_AS_CONSUMED:
-        raise SettingsError(f"speed is {text!r}", remedy="use a number above 0, or max")
-    return speed
+@app.command(no_args_is_help=True)
+def record(
+    path: Annotated[Path, typer.Argument(metavar="FILE.mcap", help="File to write.", show_default=False)],
+    site: Annotated[
+        list[str] | None, typer.Option(help="Only this site; repeat for several. Not given: all, also new ones.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="How long; not given: until Ctrl-C or SIGTERM.")
+    ] = None,
+    from_start: Annotated[
+        bool,
+        typer.Option("--from-start", help="Also what the streams still hold, not only what comes from now on."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+    redis_url: RedisOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Record the radar, camera and labels streams to an MCAP file, which Foxglove opens and `replay` plays.
+
+    It reads along: ingest does not notice. While it runs the file is called FILE.mcap.part.
+
+    [bold]Examples[/bold]
+
+      echosight record session.mcap                      until Ctrl-C
+
+      echosight record noon.mcap --site yard --seconds 600
+
+      echosight replay session.mcap --speed 4            ... and play it
+    """
+    from services.sensors.record_session import record_session, show_recorded
+
+    recorded = asyncio.run(
+        record_session(
+            path, _settings(redis_url), sites=site or (), seconds=seconds, from_start=from_start, overwrite=force
+        )
+    )
+    if as_json:
+        typer.echo(json.dumps({**asdict(recorded), "path": str(path), "num_frames": recorded.num_frames}))
+        return
+    show_recorded(Console(), recorded)
+
+
+@app.command(no_args_is_help=True)
+def export(
+    site: Annotated[str, typer.Argument(help="Site to take out of the store.", show_default=False)],
+    path: Annotated[Path, typer.Argument(help="FILE.mcap, or a new folder.", show_default=False)],
+    newest: Annotated[int | None, typer.Option(min=1, help="Only the newest so many pairs.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an MCAP file that is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a site's stored pairs and labels to a recording, which `replay` plays and `doctor` examines.
+
+    [bold]Examples[/bold]
+
+      echosight store export demo demo.mcap
+
+      echosight store export demo demo_folder --newest 1000
+    """
+    from services.sensors.export import Export
+
+    exported = Export(_settings("").store_dir, site, limit=newest)
+    with progress("writing", len(exported.pairs)) as advance_to:
+        num_frames = exported.write(path, overwrite=force, on_progress=advance_to)
+    exported.close()
+    facts = {
+        "site": site,
+        "path": str(path),
+        "pairs": len(exported.pairs),
+        "frames": num_frames,
+        "damaged": exported.num_damaged,
+        "dropped_images": exported.num_dropped_images,
+    }
+    text = f"{len(exported.pairs)} pairs, {num_frames} frames and labels in {path}"
+    for name in ("damaged", "dropped_images"):
+        text += f"; {facts[name]} {name.replace('_', ' ')}" if facts[name] else ""
+    _tell(facts, text, as_json=as_json)
 
 
 def _open(
     format_name: str, path: Path, *, radar: RadarView, sector_deg: float, chirps: Chirps, site: str = ""
-) -> ListedRecording:
+) -> OpenRecording:
     options = ReadOptions(radar=radar, sector_deg=sector_deg, chirps=chirps)
     recording = open_recording(path, format_name=format_name.removeprefix("auto"), site=site, options=options)
-    _ = recording.listing  # an unusable one is refused here, before a server is asked for
+    _ = recording.num_files  # an unusable one is refused here, before a server is asked for
     return recording
 
 
 def _play(
-    recording: ListedRecording, *, redis_url: str, as_json: bool, wait: bool, speed: float, **how: bool
+    recording: OpenRecording, *, redis_url: str, as_json: bool, wait: bool, speed: float, **how: bool
 ) -> None:
     from services.sensors.recordings.tables import show_report
     from services.sensors.sessions import play
@@ -321,7 +387,7 @@ def main() -> None:
     threadpool_limits(1)  # a frame's matrix products are small: shared by two cores they cost four times the CPU
     cv2.setNumThreads(1)
     try:
-        app()
+        app(prog_name="echosight")  # the name that people start it by: services/cli.py forwards to here
     except EchosightError as error:
         print_error(error)
     except OSError as error:

@@ -16,57 +16,8 @@ from rich.console import Console
 
 from services.core.errors import SettingsError
 from services.core.settings import CoreSettings
-from services.up import Status, Supervisor, Worker, without_password
+from services.up import Supervisor, Worker, without_password
 from tests.system.conftest import free_port, processes_of, wait_for
-
-
-def test_line_tells_rate_store_loss_against_chance_model_and_accuracy() -> None:
-    status = Status()
-    assert status.line(champion=None) == "0.0 pairs/s | 0 stored | trainer is starting | no model live yet"
-    status.take_in(
-        [
-            {"kind": "ingest", "pairs_per_s": 9.84, "pairs": 1204},
-            {"kind": "trainer", "pairs": 20, "needed": 128, "labels": 3, "step": 0, "accuracy": None},
-        ]
-    )
-    assert "waiting for pairs: 20 of 128" in status.line(champion=None)
-    status.take_in(
-        [
-            {
-                "kind": "trainer",
-                "step": 1240,
-                "loss": 4.519,
-                "chance": 6.234,
-                "accuracy": 0.834,
-                "version": 7,
-                "tested": 63,
-            }
-        ]
-    )
-    assert status.line(champion=7) == (
-        "9.8 pairs/s | 1,204 stored | step 1,240 | loss 4.52 (chance 6.23) | live model v7"
-        " | accuracy 83 % (v7, 63 held-out labels)"
-    )
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        {"kind": "trainer"},
-        {"kind": "trainer", "loss": 1.0},
-        {"kind": "trainer", "loss": "low", "step": None, "chance": [], "accuracy": "good", "labels": {}},
-        {"kind": "ingest", "pairs": "many", "pairs_per_s": None},
-        {"kind": []},
-        {},
-        [],
-        5,
-        None,
-    ],
-)
-def test_line_survives_an_event_that_is_not_as_it_should_be(event) -> None:
-    status = Status()
-    status.take_in([event])
-    assert status.line(champion=1).startswith("0.0 pairs/s | 0 stored | ")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Handoff 1: Redis streams. The only package that knows redis, and the only one that spells a key.
 
-Producers cap their streams (MAXLEN); the consumer group acknowledges after the caller has stored; what cannot
-be decoded is buried in the site's dead-letter stream with its reason. docs/asyncapi.yaml is the contract.
+Producers cap their streams (MAXLEN); the consumer group acknowledges after the caller has stored; the janitor
+trims what is finished; what cannot be decoded is buried in the site's dead-letter stream with its reason. A site
+is read by the process that holds its lease. docs/asyncapi.yaml is the contract.
 """
 
 from services.core.streams.client import (
@@ -10,15 +11,23 @@ from services.core.streams.client import (
     EVENTS_MAX_ENTRIES,
     INGEST_GROUP,
     KINDS,
+    Client,
     Kind,
     StreamsLost,
     check_server,
+    check_url,
     connect,
+    disconnect,
+    masked,
     stream_key,
     wait_for_server,
 )
-from services.core.streams.consumer import Consumer, Delivery
+from services.core.streams.consumer import Consumer
+from services.core.streams.dead import DeadLetter, DeadLetters
+from services.core.streams.delivery import Delivery
 from services.core.streams.events import EventLog
+from services.core.streams.janitor import Janitor, Tidied
+from services.core.streams.leases import REPLICAS, SiteLeases
 from services.core.streams.publisher import Publisher, kind_of
 
 __all__ = [
@@ -27,15 +36,25 @@ __all__ = [
     "EVENTS_MAX_ENTRIES",
     "INGEST_GROUP",
     "KINDS",
+    "REPLICAS",
+    "Client",
     "Consumer",
+    "DeadLetter",
+    "DeadLetters",
     "Delivery",
     "EventLog",
+    "Janitor",
     "Kind",
     "Publisher",
+    "SiteLeases",
     "StreamsLost",
+    "Tidied",
     "check_server",
+    "check_url",
     "connect",
+    "disconnect",
     "kind_of",
+    "masked",
     "stream_key",
     "wait_for_server",
 ]

@@ -1,67 +1,63 @@
-"""The ingest group's side: join, read, claim, acknowledge, bury, count what was trimmed away.
+"""The ingest group's side: join, recover what is pending, read on, be done with it, count what was trimmed away.
 
-It never acknowledges by itself.
+It never acknowledges by itself. Whoever reads a site must hold its lease: all that is pending there is taken over,
+whichever consumer had read it.
 """
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
-import redis
 import redis.asyncio
-from redis.exceptions import (
-    ResponseError,
-)
+from redis.exceptions import ResponseError
 
 from services.core import codec
 from services.core.errors import BadFrameError
 from services.core.frames import Frame, check_site
 from services.core.streams.client import (
     ANY_RADAR_KEY,
-    DEAD_MAX_ENTRIES,
     INGEST_GROUP,
     KINDS,
+    Client,
+    Command,
     Kind,
     StreamsLost,
+    disconnect,
     entries_by_key,
     passing_as_lost,
+    process_name,
+    send_all,
     stream_key,
 )
+from services.core.streams.delivery import Delivery, acknowledge, bury
+from services.core.streams.progress import Progress
 
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One stream entry as read: the frame, or why it is none. fields: the raw entry, kept for a burial."""
-
-    site: str
-    kind: Kind
-    entry_id: bytes
-    frame: Frame | BadFrameError
-    fields: codec.Entry
-
-    @property
-    def key(self) -> str:
-        return stream_key(self.site, self.kind)
+_MAX_PAUSE_S = 0.05
+_MAX_BACK_OFF_S = 1.0
 
 
 class Consumer:
-    """Reads all sites' streams in one consumer group. It never acknowledges by itself."""
+    """Reads all joined sites' streams in one consumer group. It never acknowledges by itself."""
 
-    def __init__(self, client: "redis.asyncio.Redis", *, name: str, sites: Iterable[str] = ()) -> None:
-        """sites: the ones to read; none: every site that has a radar stream, looked up by `find_sites`.
+    def __init__(self, client: Client, *, name: str, sites: Iterable[str] = ()) -> None:
+        """name: what XINFO CONSUMERS shows, with a suffix of this process.
+
+        sites: the ones to read; none: every site that has a radar stream, looked up by `find_sites`.
 
         Raises BadFrameError for a name that cannot be one of a site.
         """
         self._client = client
-        self._name = name
+        self._name = process_name(name)
         self._fixed = tuple(check_site(site) for site in sites)
         self._streams: dict[bytes, tuple[str, Kind]] = {}
-        self._fresh: set[bytes] = set()  # streams whose own pending entries were not read again yet
-        self._counted_to: dict[bytes, int] = {}  # entries ever added that are read or counted as trimmed
-        self._num_read: Counter[bytes] = Counter()  # since then
-        self.num_trimmed = 0
+        self._recovering: dict[bytes, bytes] = {}  # streams with pending entries to take over: from which id on
+        self._doubtful: dict[str, float] = {}  # sites whose groups are gone, or may be: when to make them anew
+        self._num_refusals: Counter[str] = Counter()  # in a row
+        self._progress = Progress(client, group=INGEST_GROUP, consumer=self._name)
+        self.num_trimmed: Counter[str] = Counter()
+        """Site to entries that went away before they were acknowledged, or before anyone had read them."""
         self.refused: dict[str, str] = {}
         """Key or site to why it is not read: what the last `find_sites` and `join` passed over."""
 
@@ -94,193 +90,222 @@ class Consumer:
     @passing_as_lost()
     async def join(self, site: str) -> bool:
         """Join the group on all streams of `site`; False, and none of them is read, if a key is no stream."""
-        streams: dict[bytes, tuple[str, Kind]] = {stream_key(site, kind).encode(): (site, kind) for kind in KINDS}
-        if streams.keys() <= self._streams.keys():
+        keys = _keys(site)
+        if keys.keys() <= self._streams.keys():
             return True
-        try:
-            await self._create_groups(streams)
-        except ResponseError as error:
-            if not str(error).startswith("WRONGTYPE"):
-                raise
-            self.refused[site] = f"a key of site {site} is no stream; rename what is not Echosight's"
+        created = await self._create_groups(site)
+        if created is None:
             return False
-        for key in streams:
-            await self._count_trimmed(key)
-        self._streams |= streams
-        self._fresh |= streams.keys()
+        await self._progress.begin([key.decode() for key in keys])
+        self._streams |= keys
+        self._recovering |= dict.fromkeys(keys, b"0-0")
         return True
 
-    async def _create_groups(self, keys: Iterable[bytes]) -> None:
-        for key in keys:
-            try:
-                await self._client.xgroup_create(key, INGEST_GROUP, id="0", mkstream=True)
-            except ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
+    def leave(self, site: str) -> None:
+        """Stop reading `site`. What is not acknowledged stays pending, for who joins it next."""
+        self._doubtful.pop(site, None)
+        for key in _keys(site):
+            self._streams.pop(key, None)
+            self._recovering.pop(key, None)
+            self._progress.forget(key.decode())
+
+    async def _create_groups(self, site: str) -> set[bytes] | None:
+        """The streams whose group was not there yet; None, and `refused` says why, if a key is no stream."""
+        keys = [key.decode() for key in _keys(site)]
+        results = await send_all(
+            self._client, [(key, ("XGROUP CREATE", key, INGEST_GROUP, "0", "MKSTREAM")) for key in keys]
+        )
+        for result in results:
+            if str(result).startswith("WRONGTYPE"):
+                self.refused[site] = f"a key of site {site} is no stream; rename what is not Echosight's"
+                return None
+            if isinstance(result, Exception) and not str(result).startswith("BUSYGROUP"):
+                raise result
+        pairs = zip(keys, results, strict=True)
+        return {key.encode() for key, result in pairs if not isinstance(result, Exception)}
 
     @passing_as_lost()
     async def read(self, *, count: int, block_ms: int, skip: Collection[tuple[str, Kind]] = ()) -> list[Delivery]:
-        """Up to `count` entries a stream: after a (re)start first those that this consumer never acknowledged.
+        """Up to `count` entries a stream: after a join, or a lost answer, first all that is pending there.
 
         Empty when none came within `block_ms`. A group lost to a flush is made anew, from the beginning;
-        sites with a key that is no stream any more are left.
+        sites with a key that is no stream any more are left. Raises StreamsLost errors; what was on its way then
+        is read again, so that an entry can come twice.
         skip: (site, kind) of streams to leave alone this time.
         """
-        wanted = {key: ">" for key, stream in self._streams.items() if stream not in skip}
-        if not wanted:
-            await asyncio.sleep(block_ms / 1e3)
-            return []
         try:
-            if self._fresh and (pending := await self._read_own_pending(count)):
-                return pending
-            reply = await self._client.xreadgroup(
-                INGEST_GROUP, self._name, cast(dict[Any, Any], wanted), count=count, block=block_ms
-            )
-        except StreamsLost:
-            self._fresh = set(self._streams)  # what was delivered into the void is pending: read it again
-            self._recount()
+            await self._restore()
+            recovered = await self._recover(count, skip)
+            wanted = self._ready(skip)
+            if not wanted and not recovered:
+                await asyncio.sleep(block_ms / 1e3)
+            if not wanted:
+                return recovered
+            return recovered + await self._read_new(wanted, count, block_ms=0 if recovered else block_ms)
+        except BaseException:  # also when cancelled: what was on its way is pending
+            self._recovering = dict.fromkeys(self._streams, b"0-0")
             raise
-        except ResponseError as error:
-            if not str(error).startswith(("NOGROUP", "WRONGTYPE")):
-                raise
-            await asyncio.sleep(block_ms / 1e3)  # never spin while someone flushes
-            sites = self.sites
-            self._streams.clear()
-            self._fresh.clear()
-            self._recount()
-            for site in sites:
-                await self.join(site)
-            return []
-        pages = entries_by_key(reply)
-        self._num_read.update({key: len(entries) for key, entries in pages})
-        return [delivery for key, entries in pages for delivery in self._decode(key, entries)]
 
-    async def _read_own_pending(self, count: int) -> list[Delivery]:
-        """All own pending entries of the fresh streams, in pages of `count`; the streams are not fresh then.
+    def _ready(self, skip: Collection[tuple[str, Kind]]) -> dict[str, list[bytes]]:
+        """Site to the streams to read on in: none of a site that is still recovering.
 
-        The caller acknowledges or holds what it gets, so the cursor advances past what was delivered here.
+        Except where all that is left to recover is skipped: then the caller waits for the site's other streams.
         """
+        busy = {self._streams[key][0] for key in self._recovering if self._streams[key] not in skip}
+        busy |= self._doubtful.keys()
+        wanted: dict[str, list[bytes]] = {}
+        for key, stream in self._streams.items():
+            if stream not in skip and stream[0] not in busy and key not in self._recovering:
+                wanted.setdefault(stream[0], []).append(key)
+        return wanted
+
+    async def _recover(self, count: int, skip: Collection[tuple[str, Kind]]) -> list[Delivery]:
+        """A page of what is pending, whoever had read it, of each stream that is not through with it."""
+        streams = {key: self._streams[key] for key in self._recovering}
+        keys = [key for key, stream in streams.items() if stream not in skip and stream[0] not in self._doubtful]
+        commands: list[Command] = []
+        for key in keys:
+            claim = ("XAUTOCLAIM", key, INGEST_GROUP, self._name, 0, self._recovering[key], "COUNT", count)
+            commands.append((key.decode(), claim))
         deliveries: list[Delivery] = []
-        for key in sorted(self._fresh):
-            cursor: bytes = b"0"
-            while True:
-                reply = await self._client.xreadgroup(
-                    INGEST_GROUP, self._name, {key: cursor}, count=count, block=None
-                )
-                entries = [entry for _, page in entries_by_key(reply) for entry in page]
-                if not entries:
-                    break
-                cursor = entries[-1][0]
-                deliveries += self._decode(key, entries)
-            self._fresh.discard(key)
+        for key, result in zip(keys, await send_all(self._client, commands), strict=True):
+            if key not in self._streams:  # left meanwhile: it stays pending
+                continue
+            if isinstance(result, Exception):
+                self._doubt([key], result)
+                continue
+            following, entries, gone = result
+            self.num_trimmed[self._streams[key][0]] += len(gone)
+            self._progress.add_recovered(key.decode(), [*(entry_id for entry_id, _ in entries), *gone])
+            deliveries += self._decode(key, entries)
+            if following == b"0-0":
+                del self._recovering[key]
+            else:
+                self._recovering[key] = following
         return deliveries
 
-    @passing_as_lost()
-    async def claim_stale(self, *, min_idle_ms: int, count: int, held: set[tuple[str, bytes]]) -> list[Delivery]:
-        """Take over entries that another consumer left unacknowledged for `min_idle_ms`.
-
-        held: (key, entry id) of entries that this process itself still works on; they are left alone.
-        """
-        claimed: list[Delivery] = []
-        for key in list(self._streams):
+    async def _read_new(self, wanted: dict[str, list[bytes]], count: int, *, block_ms: int) -> list[Delivery]:
+        """Entries that nobody has read yet; of a cluster's sites one by one, as no command spans two shards."""
+        if isinstance(self._client, redis.asyncio.RedisCluster):
+            groups = list(wanted.values())
+            results = await self._poll(groups, count, block_ms=block_ms)
+        else:
+            groups = [[key for keys in wanted.values() for key in keys]]
+            block = ("BLOCK", block_ms) if block_ms else ()
             try:
-                reply = await self._client.xautoclaim(
-                    key, INGEST_GROUP, self._name, min_idle_time=min_idle_ms, start_id="0-0", count=count
-                )
+                words = self._xreadgroup(groups[0], count, block)
+                results = [await self._client.execute_command(*words)]  # type: ignore[no-untyped-call]
             except ResponseError as error:
-                if str(error).startswith(("NOGROUP", "WRONGTYPE")):
-                    continue  # read() makes it anew, or leaves the site
-                raise
-            self.num_trimmed += len(reply[2]) if len(reply) > 2 else 0
-            text = key.decode()
-            fresh = [(entry_id, fields) for entry_id, fields in reply[1] if (text, entry_id) not in held]
-            claimed += self._decode(key, fresh)
-        return claimed
+                if isinstance(error, StreamsLost):
+                    raise
+                results = [error]
+        deliveries = []
+        for keys, result in zip(groups, results, strict=True):
+            if isinstance(result, Exception):
+                self._doubt(keys, result)
+                continue
+            for key in keys:
+                self._num_refusals.pop(self._streams.get(key, ("", ""))[0], None)
+            for key, entries in entries_by_key(result):
+                if key in self._streams:  # not left meanwhile
+                    self._progress.add_read(key.decode(), len(entries), entries[-1][0])
+                    deliveries += self._decode(key, entries)
+        return deliveries
+
+    async def _poll(self, groups: list[list[bytes]], count: int, *, block_ms: int) -> list[Any]:
+        """Ask for each group, all at once, until one has something: pauses grow while none has."""
+        loop = asyncio.get_running_loop()
+        deadline, pause_s = loop.time() + block_ms / 1e3, _MAX_PAUSE_S / 16
+        commands = [(keys[0].decode(), self._xreadgroup(keys, count)) for keys in groups]
+        while True:
+            results = await send_all(self._client, commands)
+            left_s = deadline - loop.time()
+            if left_s <= 0 or any(results):  # an error counts, too
+                return results
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+    def _xreadgroup(self, keys: Sequence[bytes], count: int, block: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+        head = ("XREADGROUP", "GROUP", INGEST_GROUP, self._name, "COUNT", count)
+        return (*head, *block, "STREAMS", *keys, *[">"] * len(keys))
+
+    def _doubt(self, keys: Iterable[bytes], error: Exception) -> None:
+        """Leave the sites of `keys` alone until the next read has made sure of their groups.
+
+        The one that the error names waits longer each time in a row: never in a hot loop.
+        """
+        if not str(error).startswith(("NOGROUP", "WRONGTYPE")):
+            raise error
+        known = {key: self._streams[key][0] for key in keys if key in self._streams}
+        named = {site for key, site in known.items() if f"'{key.decode()}'" in str(error)} or set(known.values())
+        now_s = time.monotonic()
+        for site in known.values():
+            delay_s = 0.05 * (2 ** self._num_refusals[site] - 1) if site in named else 0.0
+            self._doubtful[site] = now_s + min(delay_s, _MAX_BACK_OFF_S)
+        for site in named:
+            self._num_refusals[site] = min(self._num_refusals[site] + 1, 10)
+
+    async def _restore(self) -> None:
+        """Make lost groups anew, from the beginning. A site that has a key that is no stream is left."""
+        now_s = time.monotonic()
+        for site in [site for site, at_s in self._doubtful.items() if at_s <= now_s]:
+            created = await self._create_groups(site)
+            if site not in self._doubtful:  # left meanwhile
+                continue
+            if created is None:
+                self.leave(site)
+                continue
+            for key in created:  # nothing is pending in a group that was not there
+                self._recovering.pop(key, None)
+            await self._progress.begin([key.decode() for key in created])
+            self._doubtful.pop(site, None)
 
     @passing_as_lost()
     async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
-        """Say that `deliveries` are done with, in one round trip. Only after their pairs are durably stored."""
-        by_key: dict[str, list[bytes]] = {}
-        for delivery in deliveries:
-            by_key.setdefault(delivery.key, []).append(delivery.entry_id)
-        if not by_key:
-            return
-        pipeline = self._client.pipeline(transaction=False)
-        for key, entry_ids in by_key.items():
-            pipeline.xack(key, INGEST_GROUP, *entry_ids)
-        await pipeline.execute()
+        """Say that `deliveries` are done with: of each site all or none. Only once their pairs are durably stored.
+
+        One round trip to each server.
+        """
+        await acknowledge(self._client, deliveries, group=INGEST_GROUP)
 
     @passing_as_lost()
     async def bury(self, delivery: Delivery, reason: str) -> None:
-        """Move an entry to its site's dead letters, with the reason, and acknowledge it: both or neither."""
-        pipeline = self._client.pipeline(transaction=True)
-        letter: dict[Any, Any] = {
-            "reason": reason,
-            "stream": delivery.kind,
-            "entry_id": delivery.entry_id,
-            **{f"field:{name.decode(errors='replace')}": value for name, value in delivery.fields.items()},
-        }
-        pipeline.xadd(stream_key(delivery.site, "dead"), letter, maxlen=DEAD_MAX_ENTRIES, approximate=True)
-        pipeline.xack(delivery.key, INGEST_GROUP, delivery.entry_id)
-        await pipeline.execute()
+        """Move an entry to its site's dead letters, with the reason, and acknowledge it: both or neither.
+
+        Safe to repeat after a lost answer.
+        """
+        await bury(self._client, delivery, reason, group=INGEST_GROUP)
 
     def _decode(self, key: bytes, entries: Iterable[tuple[bytes, codec.Entry | None]]) -> list[Delivery]:
         site, kind = self._streams[key]
         deliveries = []
-        for entry_id, fields in entries:
+        for entry_id, found in entries:
+            fields = found or {}
             frame: Frame | BadFrameError
-            if not fields:  # trimmed away while it was pending: nothing is left of it
-                self.num_trimmed += 1
-                frame = BadFrameError("entry was trimmed before it was read", remedy="raise the stream's cap")
-                fields = {}
-            else:
-                try:
-                    frame = codec.decode(site, kind, fields)
-                except BadFrameError as error:
-                    frame = error
+            try:
+                frame = codec.decode(site, kind, fields)
+            except BadFrameError as error:
+                frame = error
             deliveries.append(Delivery(site, kind, entry_id, frame, fields))
         return deliveries
 
     @passing_as_lost()
     async def count_trimmed(self) -> None:
-        """Add to `num_trimmed` what the producers' caps trimmed away before anyone had read it."""
-        for key in self._streams:
-            await self._count_trimmed(key)
+        """Add to `num_trimmed` what was trimmed away before anyone had read it.
 
-    async def _count_trimmed(self, key: bytes) -> None:
-        """How far the group has come among all entries ever added, less what was read on the way there."""
-        pipeline = self._client.pipeline(transaction=True)
-        pipeline.xinfo_stream(key)
-        pipeline.xinfo_groups(key)
-        try:
-            stream, groups = await pipeline.execute()
-        except ResponseError:  # flushed, or replaced: read() notices
-            return
-        for group in groups:
-            if group["name"] == INGEST_GROUP.encode():
-                num_passed = _num_passed(stream, group)
-                if num_passed is None:  # the server cannot tell now; it can once all is read
-                    return
-                num_missed = num_passed - self._counted_to.get(key, num_passed) - self._num_read[key]
-                if key in self._counted_to:
-                    self.num_trimmed += max(num_missed, 0)
-                self._counted_to[key] = num_passed
-                self._num_read[key] = 0
-
-    def _recount(self) -> None:
-        """Count anew from here: what was read since the last count is not known for sure."""
-        self._counted_to.clear()
-        self._num_read.clear()
+        Also takes over what another consumer has read since `join`: one that had lost the site unawares.
+        """
+        keys = [key for key in self._streams if key not in self._recovering]
+        noticed = await self._progress.take([key.decode() for key in keys])
+        for key in keys:
+            if key in self._streams and (found := noticed.get(key.decode())):
+                self.num_trimmed[self._streams[key][0]] += found.num_trimmed
+                if found.num_strays:
+                    self._recovering[key] = b"0-0"
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await disconnect(self._client)
 
 
-def _num_passed(stream: dict[str, Any], group: dict[str, Any]) -> int | None:
-    """How many of the entries ever added lie at or before the group's position; None if the server cannot tell."""
-    if group["last-delivered-id"] == stream["last-generated-id"]:
-        return int(stream["entries-added"])
-    if group["last-delivered-id"] == b"0-0":  # nothing read yet: all that is not there any more was passed by
-        return int(stream["entries-added"]) - int(stream["length"])
-    num_read = group.get("entries-read")
-    return None if num_read is None else int(num_read)
+def _keys(site: str) -> dict[bytes, tuple[str, Kind]]:
+    return {stream_key(site, kind).encode(): (site, kind) for kind in KINDS}

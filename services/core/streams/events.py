@@ -5,16 +5,20 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import orjson
-import redis
-import redis.asyncio
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    RedisError,
-)
-from redis.retry import Retry
+from redis.exceptions import RedisClusterException, RedisError
 
 from services.core import codec
-from services.core.streams.client import EVENTS, EVENTS_MAX_ENTRIES, bad_url, entries_by_key
+from services.core.errors import StreamsError
+from services.core.streams.client import (
+    EVENTS,
+    EVENTS_MAX_ENTRIES,
+    SyncClient,
+    check_url,
+    connect_sync,
+    disconnect_sync,
+    entries_by_key,
+    translated,
+)
 
 
 class EventLog:
@@ -22,13 +26,16 @@ class EventLog:
 
     def __init__(self, url: str, *, source: str) -> None:
         """Nothing is sent yet. Raises StreamsError for a bad URL."""
-        try:
-            self._client = redis.Redis.from_url(
-                url, socket_connect_timeout=1.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
-            )
-        except ValueError as error:
-            raise bad_url(url, error) from None
+        self._url = check_url(url)
         self._source = source
+        self._connected: SyncClient | None = None
+
+    @property
+    def _client(self) -> SyncClient:
+        """Made when first needed: the client of a cluster asks its nodes at once."""
+        if self._connected is None:
+            self._connected = connect_sync(self._url, timeout_s=2.0)
+        return self._connected
 
     def emit(self, kind: str, **values: Any) -> bool:
         """Publish one event; False when the server did not take it."""
@@ -36,7 +43,7 @@ class EventLog:
         body = orjson.dumps(event, option=orjson.OPT_SERIALIZE_NUMPY)
         try:
             self._client.xadd(EVENTS, {"event": body}, maxlen=EVENTS_MAX_ENTRIES, approximate=True)
-        except RedisError:
+        except (RedisError, RedisClusterException, StreamsError):
             return False
         return True
 
@@ -45,19 +52,22 @@ class EventLog:
 
         Entries that hold no JSON object are passed over.
         """
-        if last_id == "$":
-            newest = cast(list[Any], self._client.xrevrange(EVENTS, count=1))
-            return (newest[0][0].decode() if newest else "0-0"), []
-        reply = self._client.xread({EVENTS: last_id}, count=500, block=block_ms)
+        with translated():
+            if last_id == "$":
+                newest = cast(list[Any], self._client.xrevrange(EVENTS, count=1))
+                return (newest[0][0].decode() if newest else "0-0"), []
+            reply = self._client.xread({EVENTS: last_id}, count=500, block=block_ms)
         entries = [entry for _, page in entries_by_key(reply) for entry in page]
         return (entries[-1][0].decode() if entries else last_id), _objects(entries)
 
     def latest(self, count: int = 200) -> list[dict[str, Any]]:
         """The newest events, oldest of them first. Raises StreamsLost errors."""
-        return _objects(reversed(cast(list[Any], self._client.xrevrange(EVENTS, count=count))))
+        with translated():
+            return _objects(reversed(cast(list[Any], self._client.xrevrange(EVENTS, count=count))))
 
     def close(self) -> None:
-        self._client.close()
+        if self._connected is not None:
+            disconnect_sync(self._connected)
 
 
 def _objects(entries: Iterable[tuple[bytes, codec.Entry | None]]) -> list[dict[str, Any]]:

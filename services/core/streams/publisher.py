@@ -1,22 +1,20 @@
 """The producers' side: frames into their sites' streams, each stream capped. It does not know who reads."""
 
 from collections.abc import Sequence
-from typing import Any, Self, cast
-
-import redis
-import redis.asyncio
-from redis.exceptions import (
-    ResponseError,
-)
+from typing import Any, Self
 
 from services.core import codec
 from services.core.frames import CameraFrame, Frame, Label, RadarFrame, check_site
 from services.core.streams.client import (
     INGEST_GROUP,
     KINDS,
+    Client,
+    Command,
     Kind,
     connect,
+    disconnect,
     passing_as_lost,
+    send_all,
     stream_key,
     wait_for_server,
 )
@@ -25,7 +23,7 @@ from services.core.streams.client import (
 class Publisher:
     """Writes frames to their sites' streams, pipelined, each stream capped."""
 
-    def __init__(self, client: "redis.asyncio.Redis", *, max_entries: int) -> None:
+    def __init__(self, client: Client, *, max_entries: int) -> None:
         self._client = client
         self._max_entries = max_entries
 
@@ -41,30 +39,40 @@ class Publisher:
         """Append `frames` to their streams in one round trip. Raises BadFrameError before anything is sent."""
         if not frames:
             return
-        pipeline = self._client.pipeline(transaction=False)
+        commands: list[Command] = []
         for frame in frames:
             key = stream_key(check_site(frame.site), kind_of(frame))
-            entry = cast(dict[Any, Any], codec.encode(frame))
-            pipeline.xadd(key, entry, maxlen=self._max_entries, approximate=True)
-        await pipeline.execute()
+            fields = [part for item in codec.encode(frame).items() for part in item]
+            commands.append((key, ("XADD", key, "MAXLEN", "~", self._max_entries, "*", *fields)))
+        _raise_first(await send_all(self._client, commands))
 
+    @passing_as_lost()
     async def backlog(self, site: str) -> int:
         """Entries of `site` that the ingest group has not acknowledged yet: unread plus pending."""
-        return sum([await self._backlog_of(stream_key(site, kind)) for kind in KINDS])
-
-    async def _backlog_of(self, key: str) -> int:
-        try:
-            groups = await self._client.xinfo_groups(key)
-        except ResponseError:  # no such stream: nothing waits
-            return 0
-        for group in groups:
-            if group["name"] == INGEST_GROUP.encode():
-                lag = group.get("lag")  # None after deletions: the server cannot tell
-                return int(group["pending"]) + int(lag or 0)
-        return int(await self._client.xlen(key))
+        keys = [stream_key(site, kind) for kind in KINDS]
+        lengths = await send_all(self._client, [(key, ("XLEN", key)) for key in keys])
+        _raise_first(lengths)
+        groups = await send_all(self._client, [(key, ("XINFO GROUPS", key)) for key in keys])
+        return sum(_backlog(length, found) for length, found in zip(lengths, groups, strict=True))
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await disconnect(self._client)
+
+
+def _backlog(length: int, groups: Any) -> int:
+    if isinstance(groups, Exception):  # no such stream: nothing waits
+        return 0
+    for group in groups:
+        if group["name"] == INGEST_GROUP.encode():
+            lag = group.get("lag")  # None after deletions: the server cannot tell
+            return int(group["pending"]) + int(lag or 0)
+    return length
+
+
+def _raise_first(results: Sequence[Any]) -> None:
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
 
 
 def kind_of(frame: Frame) -> Kind:

@@ -20,8 +20,10 @@ from services.core.streams import (
     EVENTS_MAX_ENTRIES,
     INGEST_GROUP,
     KINDS,
+    REPLICAS,
     Consumer,
     EventLog,
+    SiteLeases,
     connect,
     stream_key,
 )
@@ -137,6 +139,18 @@ def test_limits_in_words_are_those_of_the_code() -> None:
     assert f"about {DEAD_MAX_ENTRIES}" in DOCUMENT["channels"]["dead"]["description"]
     assert f"about {EVENTS_MAX_ENTRIES}" in DOCUMENT["channels"]["events"]["description"]
     assert f"consumer group `{INGEST_GROUP}`" in DOCUMENT["info"]["description"]
+
+
+async def test_keys_beside_the_streams_are_documented(redis_url, redis_client) -> None:
+    client = connect(redis_url)
+    leases = SiteLeases(client, owner="first", ttl_ms=60_000)
+    token = await leases.acquire("SITE", floor=0)
+    await leases.register()
+    keys = {key.decode() for key in redis_client.scan_iter()}
+    assert keys == {stream_key("SITE", "lease"), stream_key("SITE", "token"), REPLICAS}
+    assert all(f"`{key}`" in DOCUMENT["info"]["description"] for key in keys)
+    assert redis_client.get(stream_key("SITE", "lease")).startswith(f"{token}:first".encode())
+    await client.aclose()
 
 
 async def test_dead_letters_and_events_have_the_documented_fields(redis_url, redis_client) -> None:

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from services.core import codec
 from services.core.errors import BadFrameError
-from services.core.frames import RadarFrame
+from services.core.frames import RadarFrame, check_heatmap
 from tests.conftest import JPEG, camera_frame, label, radar_frame
 
 
@@ -109,3 +109,48 @@ def test_absurd_value_is_refused_with_what_it_is(value) -> None:
 def test_entry_without_header_is_refused() -> None:
     with pytest.raises(BadFrameError, match="send the fields header and data"):
         codec.decode("north", "radar", {b"x": b"y"})
+
+
+def test_header_like_one_before_is_checked_all_the_same() -> None:
+    fields = entry(radar_frame(1))
+    assert codec.decode("north", "radar", fields).seq == 0
+    assert codec.decode("north", "radar", with_header(fields, seq=2**63 - 1)).seq == 2**63 - 1
+    for changes, told in (
+        ({"v": 2}, "header field v is 2"),
+        ({"v": 1.5}, "header field v is 1.5"),
+        ({"seq": -1}, "seq is -1"),
+        ({"seq": 0.5}, "seq is 0.5"),
+        ({"seq": 2**63}, "seq is 9223372036854775808"),
+        ({"captured_at_ns": 2**63}, "captured_at_ns is 9223372036854775808"),
+        ({"captured_at_ns": None}, "captured_at_ns is None"),
+        ({"captured_at_ns": ...}, "captured_at_ns"),
+        ({"dtype": "float32"}, "48 bytes"),
+    ):
+        with pytest.raises(BadFrameError) as caught:
+            codec.decode("north", "radar", with_header(fields, **changes))
+        assert told in str(caught.value)
+    with pytest.raises(BadFrameError, match="camera header"):
+        codec.decode("north", "camera", fields)
+
+
+def test_headers_that_are_known_are_bounded_in_number_and_size() -> None:
+    fields = entry(radar_frame(1))
+    for number in range(1000):
+        assert codec.decode("north", "radar", with_header(fields, unit=f"u{number}")).unit == f"u{number}"
+    assert codec.decode("north", "radar", with_header(fields, note="x" * 5000)).seq == 0
+    assert len(codec._KNOWN["radar"]) <= 256
+    assert max(len(rest) for rest in codec._KNOWN["radar"]) <= 1024
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("value", [10_000.0, -10_000.0, np.nan, -np.nan, np.inf, -np.inf, 10_016.0, -10_016.0])
+def test_bound_holds_for_either_sign_and_byte_order(dtype, value) -> None:
+    heatmap = np.zeros((4, 4), dtype)
+    heatmap[2, 1] = value
+    for order in "<>":
+        ordered = heatmap.astype(heatmap.dtype.newbyteorder(order))
+        if abs(value) == 10_000.0:
+            assert check_heatmap(ordered) is ordered
+        else:
+            with pytest.raises(BadFrameError, match="heatmap"):
+                check_heatmap(ordered)

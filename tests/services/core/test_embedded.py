@@ -47,17 +47,19 @@ def test_running_server_is_remembered_and_continued_by_the_next(tmp_path) -> Non
         assert resolve_redis_url(settings(data_dir)) == server.url
         with redis.Redis.from_url(server.url) as client:
             assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+            assert client.config_get("appendfsync") == {"appendfsync": "everysec"}
             client.xadd("kept", {"a": 1})
     finally:
         server.stop()
     assert server.process.returncode is not None
     with pytest.raises(StreamsError, match="no embedded server runs"):
         resolve_redis_url(settings(data_dir))
-    again = start_embedded_server(data_dir / "redis", port=server.port)
+    again = start_embedded_server(data_dir / "redis", port=server.port, appendfsync="always")
     try:
         assert again.url == server.url
         with redis.Redis.from_url(again.url) as client:
             assert client.xlen("kept") == 1
+            assert client.config_get("appendfsync") == {"appendfsync": "always"}
     finally:
         again.stop()
 

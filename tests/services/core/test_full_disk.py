@@ -85,6 +85,30 @@ def test_site_that_cannot_be_opened_is_a_store_error_holds_nothing_and_opens_lat
     StoreWriter(store_dir, "north").close()
 
 
+@pytest.mark.parametrize("call", ["fsync", "link", "write", "open"])
+def test_segment_that_refused_a_write_is_sealed_later_and_never_written_again(
+    store_dir, monkeypatch, call
+) -> None:
+    writer = StoreWriter(store_dir, "north", limits=StoreLimits(min_free_bytes=0))
+    writer.append([pair(0)])
+    broken = next(store_dir.rglob("*.seg"))
+    disk, seal = Disk(monkeypatch, "fdatasync"), Disk(monkeypatch, call)
+    disk.is_full = seal.is_full = True
+    for _ in range(3):
+        with pytest.raises(StoreError, match="No space left"):
+            writer.append([pair(1, seq=1)])
+    disk.is_full = seal.is_full = False
+    assert writer.append([pair(2, seq=2)]) == 1
+    after = broken.read_bytes()
+    assert writer.append([pair(3, seq=3)]) == 1
+    assert broken.read_bytes() == after
+    assert broken.with_suffix(".end").exists()
+    assert seqs(store_dir) == [0, 2, 3]
+    writer.close()
+    StoreWriter(store_dir, "north", limits=StoreLimits(min_free_bytes=0)).close()
+    assert seqs(store_dir) == [0, 2, 3]
+
+
 @pytest.mark.parametrize("call", ["unlink", "stat"])
 def test_refused_eviction_is_a_store_error_and_works_later(store_dir, monkeypatch, call) -> None:
     limits = StoreLimits(max_bytes=100_000, segment_bytes=1000, min_free_bytes=0)
@@ -101,7 +125,7 @@ def test_refused_eviction_is_a_store_error_and_works_later(store_dir, monkeypatc
     assert seqs(store_dir) == [0, 1, 2, 3, 4, 5]
     assert writer.evict() > 0
     assert len(seqs(store_dir)) == len(writer) < 6
-    assert len(list(store_dir.glob("*/*.seg"))) == len(list(store_dir.glob("*/*.idx"))) == 1
+    assert len(list(store_dir.rglob("*.seg"))) == len(list(store_dir.rglob("*.idx"))) == 1
     writer.close()
 
 
@@ -111,7 +135,7 @@ def test_pinned_pairs_that_cannot_be_moved_are_moved_later(store_dir, monkeypatc
     for seq in range(6):
         writer.append([pair(seq, seq=seq)])
     writer.append_labels([label(0, "car")])
-    oldest = min(store_dir.glob("*/*.idx"))
+    oldest = min(store_dir.rglob("*.idx"))
     os.utime(oldest, (1, 1))
     disk = Disk(monkeypatch, "pwritev")
     disk.is_full = True
@@ -143,7 +167,7 @@ def test_segment_that_cannot_be_made_leaks_no_descriptor(store_dir, monkeypatch)
 
 def test_label_file_that_cannot_be_read_is_a_store_error(store_dir) -> None:
     writer = StoreWriter(store_dir, "north", limits=StoreLimits(min_free_bytes=0))
-    (store_dir / "north" / "labels.jsonl").mkdir()
+    (store_dir / "north" / f"writer-{writer.token}" / "labels.jsonl").mkdir()
     with pytest.raises(StoreError, match=r"cannot write to .*labels\.jsonl"):
         writer.append_labels([label(0, "car")])
     writer.close()

@@ -64,8 +64,15 @@ def test_every_field_has_an_environment_name_and_a_description() -> None:
     assert all(field.description for field in IngestSettings.model_fields.values())
 
 
-def test_sites_are_split_and_share_the_store() -> None:
-    settings = IngestSettings.read(sites=" north, south ,", max_store_bytes=4 * 1024**3)
+def test_sites_and_known_clock_offsets_are_split() -> None:
+    settings = IngestSettings.read(sites=" north, south ,", clock_offsets_ms="north=120, south = -4.5")
     assert settings.site_names == ("north", "south")
-    assert settings.store_limits(num_sites=2).max_bytes == 2 * 1024**3
-    assert settings.store_limits(num_sites=0).max_bytes == 4 * 1024**3
+    assert settings.clock_offset_ns("north") == 120_000_000
+    assert settings.clock_offset_ns("south") == -4_500_000
+    assert settings.clock_offset_ns("west") == 0
+
+
+@pytest.mark.parametrize("offsets", ["north", "north=", "north=soon", "north=nan", "a/b=3", "north=1e12"])
+def test_clock_offset_that_cannot_be_meant_is_refused(offsets: str) -> None:
+    with pytest.raises(SettingsError, match="ECHOSIGHT_CLOCK_OFFSETS_MS"):
+        IngestSettings.read(clock_offsets_ms=offsets)

@@ -251,3 +251,49 @@ def _stop_after(stop: asyncio.Event, *, frames: int) -> Callable[[object], None]
             stop.set()
 
     return watch
+
+
+@dataclass
+class Session(Played):
+    """Frames with their arrival."""
+
+    arrived: Sequence[tuple[int, Frame]] = ()
+    format_name: str = "mcap"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    def frames(self) -> Iterator[Frame]:
+        return (frame for _, frame in self.arrived)
+
+    def arrivals(self) -> Iterator[tuple[int, Frame]]:
+        return iter(self.arrived)
+
+
+def test_a_session_is_due_by_arrival_however_its_clocks_leap() -> None:
+    leaps = [radar_frame(1000, seq=0), radar_frame(86_400_000, seq=1), radar_frame(50, seq=2)]
+    session = Session([], arrived=[(5000 * MS + 100 * MS * number, frame) for number, frame in enumerate(leaps)])
+    assert [at_s for at_s, _ in timed(session)] == [0.0, 0.1, 0.2]
+    assert [frame.captured_at_ns for _, frame in timed(session)] == [frame.captured_at_ns for frame in leaps]
+    turns = timed(session, repeat=True)
+    looped = [next(turns) for _ in range(9)]
+    assert [round(at_s, 3) for at_s, _ in looped] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    assert len({frame.id for _, frame in looped}) == 9
+    assert looped[5].frame.captured_at_ns > leaps[1].captured_at_ns  # no turn reaches back into the one before
+
+
+async def test_waits_for_the_backlog_of_each_site() -> None:
+    fake = FakePublisher(consume=0)
+    asked: list[str] = []
+    backlog = fake.backlog
+
+    async def ask(site: str) -> int:
+        asked.append(site)
+        return await backlog(site)
+
+    fake.backlog = ask  # type: ignore[method-assign]
+    both = [(0.0, radar_frame(0)), (0.0, radar_frame(0, site="south"))]
+    pace = Pace(speed=AS_FAST_AS_CONSUMED, max_backlog=10)
+    await publish(both, publisher=fake, pace=pace, stop=asyncio.Event())
+    assert asked == ["north", "south"]

@@ -1,0 +1,104 @@
+"""Whose site is it: leases that run out by themselves, each with a fencing token, and which replicas live.
+
+All times are the server's. A lease keeps two replicas off one site as long as processes and networks behave; when
+they do not, the token does: the store refuses who writes with an older one. It does not know what a site is for.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from services.core.streams.client import Client, passing_as_lost, process_name, send_all, stream_key
+from services.core.streams.scripts import Call, Script, call
+
+REPLICAS = "echosight:ingest:replicas"
+
+_ACQUIRE = Script("""
+local held = redis.call('GET', KEYS[1])
+if held and held:sub(held:find(':') + 1) ~= ARGV[1] then return false end
+if tonumber(redis.call('GET', KEYS[2]) or 0) < tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2]) end
+local token = redis.call('INCR', KEYS[2])
+redis.call('SET', KEYS[1], string.format('%.0f', token) .. ':' .. ARGV[1], 'PX', ARGV[3])
+return token
+""")
+"""KEYS: lease, token. ARGV: owner, floor, ttl_ms. Asked again by its owner (an answer got lost): a newer token."""
+
+_RENEW = Script("""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+""")
+
+_RELEASE = Script("""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+""")
+
+_REGISTER = Script("""
+local now = redis.call('TIME')
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_ms)
+redis.call('ZADD', KEYS[1], now_ms + ARGV[2], ARGV[1])
+return redis.call('ZCARD', KEYS[1])
+""")
+
+
+class SiteLeases:
+    """The leases of one process. Every method raises StreamsLost errors."""
+
+    def __init__(self, client: Client, *, owner: str, ttl_ms: int) -> None:
+        """owner: what `holders` shows; two processes of one name are told apart all the same.
+
+        ttl_ms: how long a lease, or a replica's sign of life, holds without being renewed.
+        """
+        self._client = client
+        self._owner = process_name(owner)
+        self._ttl_ms = ttl_ms
+
+    @passing_as_lost()
+    async def acquire(self, site: str, *, floor: int) -> int | None:
+        """A token greater than `floor` and than any given for `site` before; None while another holds the site.
+
+        floor: the newest token that the site's store has seen. It makes up for a counter lost to a flush.
+        """
+        keys = (stream_key(site, "lease"), stream_key(site, "token"))
+        [token] = await call(self._client, [Call(_ACQUIRE, keys, (self._owner, floor, self._ttl_ms))])
+        return None if token is None else int(token)
+
+    @passing_as_lost()
+    async def renew(self, tokens: Mapping[str, int]) -> set[str]:
+        """Hold on to the sites for another `ttl_ms`; those among them that are not ours any more."""
+        calls = [
+            Call(_RENEW, (stream_key(site, "lease"),), (self._value(token), self._ttl_ms))
+            for site, token in tokens.items()
+        ]
+        are_ours = await call(self._client, calls)
+        return {site for site, is_ours in zip(tokens, are_ours, strict=True) if not is_ours}
+
+    @passing_as_lost()
+    async def release(self, site: str, *, token: int) -> None:
+        """Let others have the site at once. Nothing happens if it is not ours any more."""
+        await call(self._client, [Call(_RELEASE, (stream_key(site, "lease"),), (self._value(token),))])
+
+    @passing_as_lost()
+    async def register(self) -> int:
+        """Say that this replica lives, for another `ttl_ms`; how many do, this one included."""
+        [num] = await call(self._client, [Call(_REGISTER, (REPLICAS,), (self._owner, self._ttl_ms))])
+        return int(num)
+
+    @passing_as_lost()
+    async def resign(self) -> None:
+        """Count no longer as one that lives. Its leases are released apart."""
+        await self._client.zrem(REPLICAS, self._owner)
+
+    @passing_as_lost()
+    async def holders(self, sites: Iterable[str]) -> dict[str, str]:
+        """Site to owner's name, for those among `sites` that someone holds."""
+        names = list(sites)
+        keys = [stream_key(site, "lease") for site in names]
+        values = await send_all(self._client, [(key, ("GET", key)) for key in keys])
+        return {
+            site: value.decode(errors="replace").partition(":")[2].rpartition("#")[0]
+            for site, value in zip(names, values, strict=True)
+            if isinstance(value, bytes)
+        }
+
+    def _value(self, token: int) -> str:
+        return f"{token}:{self._owner}"

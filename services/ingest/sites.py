@@ -1,0 +1,168 @@
+"""Which sites are this replica's: found, leased, opened, shared fairly with other replicas, and let go.
+
+A site is read by the replica that holds its lease: both sensors' frames must come to one matcher. The lease's
+token fences the store, so that a replica that was paused while another took over does no harm when it wakes up.
+"""
+
+import asyncio
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from services.core.errors import StoreError, StoreFencedError
+from services.core.frames import SITE_PATTERN
+from services.core.logs import Log
+from services.core.store import StoreWriter, fair_shares, newest_token, site_sizes
+from services.core.streams import Consumer, SiteLeases
+from services.ingest.settings import IngestSettings
+from services.ingest.site import Site, Tally
+
+if TYPE_CHECKING:  # it brings image libraries along, which only curation needs
+    from services.ingest.curation import Curator
+
+_KEEP_UNWANTED_S = 60.0
+
+
+class Sites:
+    """The sites of this replica. `keep` often, `look` now and then, `share_disk` rarely.
+
+    skipped: site or key to why it is not ingested here. num_replicas: how many live, this one included.
+    num_foreign: sites with streams that are not ours now.
+    """
+
+    def __init__(
+        self,
+        settings: IngestSettings,
+        consumer: Consumer,
+        leases: SiteLeases,
+        *,
+        curator: "Curator | None",
+        log: Log,
+    ) -> None:
+        self._settings = settings
+        self._consumer = consumer
+        self._leases = leases
+        self.curator = curator
+        self._log = log
+        self._free_since_s: dict[str, float] = {}
+        self._kept_until_s: dict[str, float] = {}  # sites that no other replica wanted
+        self._shares: dict[str, int] = {}
+        self.ours: dict[str, Site] = {}
+        self.tallies: dict[str, Tally] = {}
+        self.skipped: dict[str, str] = {}
+        self.num_replicas = 1
+        self.num_foreign = 0
+
+    async def keep(self) -> None:
+        """Renew the leases; a site that went to another replica is dropped as it is."""
+        tokens = {name: site.writer.token for name, site in self.ours.items()}
+        for name in await self._leases.renew(tokens):
+            await self.drop(name, reason="its lease went to another replica")
+
+    async def look(self) -> None:
+        """1. find sites, 2. count replicas, 3. let go of what is beyond our share, 4. take what is free."""
+        found = await self._consumer.find_sites()
+        skipped = dict(self._consumer.refused)
+        names = sorted({*found, *await asyncio.to_thread(self._stored_sites)})
+        self.num_replicas = await self._leases.register()
+        share = math.ceil(len(names) / max(self.num_replicas, 1))
+        now_s = time.monotonic()
+        staying = [
+            n for n, site in self.ours.items() if not site.is_leaving and self._kept_until_s.get(n, 0.0) < now_s
+        ]
+        for name in staying[share:]:
+            self._let_go(name)
+        for name in names:
+            try:
+                if name not in self.ours:
+                    await self._take(name, is_due=len(self.ours) < share)
+                site = self.ours.get(name)
+                if site and not site.is_leaving and name in found and not await self._consumer.join(name):
+                    skipped |= self._consumer.refused
+            except StoreFencedError:  # taken between two looks: the next one sees who has it
+                continue
+            except StoreError as error:
+                skipped[name] = str(error)
+        self.num_foreign = len([name for name in found if name not in self.ours and name not in skipped])
+        self._say_skipped(skipped)
+
+    async def drop(self, name: str, *, reason: str) -> None:
+        """Stop at once: what is not acknowledged stays with the streams, for the replica that has the site now."""
+        await self._close(name)
+        self._log.warning("site_dropped", site=name, reason=reason)
+
+    async def release(self, name: str) -> None:
+        """Give up a site whose last batch is committed. What waits for a partner stays unacknowledged."""
+        site = await self._close(name)
+        await self._leases.release(name, token=site.writer.token)
+        self._log.info("site_released", site=name)
+
+    async def share_disk(self) -> None:
+        """Hold all limits, also where nothing new comes: what a quiet site does not need, others may use."""
+        sizes = await asyncio.to_thread(site_sizes, self._settings.store_dir)
+        sizes |= {name: site.writer.num_bytes for name, site in self.ours.items()}
+        self._shares = fair_shares(sizes, max_bytes=self._settings.max_store_bytes)
+        for name, site in self.ours.items():
+            site.writer.limits = self._settings.store_limits(max_bytes=self._shares[name])
+
+    def num_evicted(self, name: str) -> int:
+        """Pairs of a site that the limits took, since this process started."""
+        live = self.ours[name].writer.num_evicted if name in self.ours else 0
+        return self.tallies[name].num_evicted + live
+
+    async def _close(self, name: str) -> Site:
+        site = self.ours.pop(name)
+        self._consumer.leave(name)
+        await asyncio.to_thread(site.writer.close)
+        site.tally.num_evicted += site.writer.num_evicted
+        if self.curator is not None:
+            self.curator.forget(name)
+        return site
+
+    def _let_go(self, name: str) -> None:
+        """Read no more of it; the worker releases it once its batch is committed."""
+        self.ours[name].is_leaving = True
+        self._consumer.leave(name)
+
+    async def _take(self, name: str, *, is_due: bool) -> None:
+        """1. the lease, 2. the store's fence. Beyond our share only what nobody wanted for a while."""
+        now_s = time.monotonic()
+        is_unwanted = now_s - self._free_since_s.setdefault(name, now_s) > 3 * self._settings.lease_ms / 1e3
+        if not is_due and not is_unwanted:
+            return
+        store_dir = self._settings.store_dir
+        floor = await asyncio.to_thread(newest_token, store_dir, name)
+        token = await self._leases.acquire(name, floor=floor)
+        if token is None:
+            self._free_since_s.pop(name, None)
+            return
+        try:
+            writer = await asyncio.to_thread(self._open, store_dir, name, token)
+        except StoreError:
+            await self._leases.release(name, token=token)
+            raise
+        self._free_since_s.pop(name, None)
+        if not is_due:
+            self._kept_until_s[name] = now_s + _KEEP_UNWANTED_S
+        tally = self.tallies.setdefault(name, Tally())
+        self.ours[name] = Site(writer, settings=self._settings, curator=self.curator, tally=tally)
+        self._log.info("site_taken", site=name, token=token, num_pairs=len(writer))
+
+    def _open(self, store_dir: Path, name: str, token: int) -> StoreWriter:
+        share = self._shares.get(name, self._settings.max_store_bytes // (len(self._shares) + 1))
+        limits = self._settings.store_limits(max_bytes=share)
+        return StoreWriter(store_dir, name, limits=limits, token=token, owner=self._settings.consumer_name)
+
+    def _stored_sites(self) -> set[str]:
+        """Sites without a stream that have a store to keep within its limits, if all sites are ours."""
+        if self._settings.site_names or not self._settings.store_dir.is_dir():
+            return set()
+        names = (path.name for path in self._settings.store_dir.iterdir() if path.is_dir())
+        return {name for name in names if SITE_PATTERN.fullmatch(name)}
+
+    def _say_skipped(self, skipped: dict[str, str]) -> None:
+        for name, reason in skipped.items():
+            if self.skipped.get(name) != reason:
+                self._log.warning("site_skipped", name=name, reason=reason)
+        self.skipped = skipped

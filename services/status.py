@@ -1,0 +1,142 @@
+"""What Echosight is doing right now, from what its workers last said: one line for `up`, tables for `status`.
+
+Workers say so in events; one that has not spoken for a while is called silent, and its numbers are no news.
+It imports none of the workers.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+_SILENT_S = 15.0
+
+
+def number(event: Mapping[str, Any], name: str) -> float:
+    """A number that an event tells; 0 if it does not, or tells something else."""
+    value = event.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+@dataclass(slots=True)
+class Status:
+    """The newest event of each kind and replica, and what of it a person wants to read."""
+
+    events: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def take_in(self, events: list[dict[str, Any]]) -> None:
+        """Anybody may write events: one that is no object is passed over."""
+        for event in events:
+            if isinstance(event, dict):
+                self.events[str(event.get("kind")), str(event.get("replica", ""))] = event
+
+    def newest(self, kind: str) -> dict[str, Any]:
+        """The last thing that workers of a kind said; empty for none."""
+        return max(self._of(kind).values(), key=lambda event: number(event, "at_s"), default={})
+
+    def silent_s(self, kind: str) -> float | None:
+        """For how long nobody of this kind has spoken; None if somebody does."""
+        event = self.newest(kind)
+        return _age_s(event) if _age_s(event) > _SILENT_S else None
+
+    def ingest(self) -> list[dict[str, Any]]:
+        """What each replica that still speaks said last; what the last of them said if none does."""
+        live = [event for event in self._of("ingest").values() if _age_s(event) <= _SILENT_S]
+        return live or [event for event in [self.newest("ingest")] if event]
+
+    def _of(self, kind: str) -> dict[str, dict[str, Any]]:
+        return {replica: event for (name, replica), event in self.events.items() if name == kind}
+
+    def line(self, *, champion: int | None) -> str:
+        """One line: pairs/s, stored, step, loss against chance, live model, accuracy."""
+        trainer = self.newest("trainer")
+        parts = [
+            self._storing(),
+            self._learning(trainer),
+            f"live model v{champion}" if champion is not None else "no model live yet",
+        ]
+        if trainer.get("accuracy") is not None:
+            version, tested = number(trainer, "version"), number(trainer, "tested")
+            accuracy = 100 * number(trainer, "accuracy")
+            parts.append(f"accuracy {accuracy:.0f} % (v{version:.0f}, {tested:.0f} held-out labels)")
+        elif trainer:
+            parts.append(f"{number(trainer, 'labels'):.0f} labels")
+        return " | ".join(parts)
+
+    def _storing(self) -> str:
+        silent_s = self.silent_s("ingest")
+        if silent_s is not None:
+            return f"ingest silent for {silent_s:.0f} s"
+        rate, pairs = (sum(number(one, name) for one in self.ingest()) for name in ("pairs_per_s", "pairs"))
+        return f"{rate:.1f} pairs/s | {pairs:,.0f} stored"
+
+    def _learning(self, trainer: Mapping[str, Any]) -> str:
+        silent_s = self.silent_s("trainer")
+        if silent_s is not None:
+            return f"trainer silent for {silent_s:.0f} s"
+        if not trainer:
+            return "trainer is starting"
+        if "loss" not in trainer:
+            return f"waiting for pairs: {number(trainer, 'pairs'):.0f} of {number(trainer, 'needed'):.0f}"
+        step, loss, chance = (number(trainer, name) for name in ("step", "loss", "chance"))
+        return f"step {step:,.0f} | loss {loss:.2f} (chance {chance:.2f})"
+
+    def tables(self) -> RenderableType:
+        """Per site: what is stored, and under which reason its frames left."""
+        return Group(self._sites(), self._frames())
+
+    def _sites(self) -> Table:
+        table = Table("site", "replica", box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in ("pairs", "MB", "held", "clock ms", "p50 ms", "p99 ms"):
+            table.add_column(name, justify="right")
+        for event in self.ingest():
+            for name, site in sorted(_objects(event, "sites").items()):
+                offset = "-"
+                if "clock_offset_ms" in site:
+                    offset = f"{number(site, 'clock_offset_ms'):+.1f} ± {number(site, 'clock_uncertainty_ms'):.1f}"
+                table.add_row(
+                    escape(name),
+                    escape(str(event.get("replica", ""))),
+                    f"{number(site, 'pairs'):,.0f}",
+                    f"{number(site, 'bytes') / 1e6:,.1f}",
+                    f"{number(site, 'held'):,.0f}",
+                    offset,
+                    *(f"{number(site, key):.0f}" if key in site else "-" for key in ("p50_ms", "p99_ms")),
+                )
+        return table
+
+    def _frames(self) -> Table:
+        """One row a site and sensor, one column a reason."""
+        rows: dict[tuple[str, str], dict[str, float]] = {}
+        for event in self.ingest():
+            for name, site in _objects(event, "sites").items():
+                frames = site.get("frames")
+                frames = frames if isinstance(frames, dict) else {}
+                for key in frames:
+                    kind, _, reason = str(key).partition(".")
+                    row = rows.setdefault((name, kind), {})
+                    row[reason] = row.get(reason, 0.0) + number(frames, key)
+        reasons = sorted({reason for row in rows.values() for reason in row})
+        table = Table("site", "stream", box=box.SIMPLE_HEAD, pad_edge=False)
+        for reason in reasons:
+            table.add_column(escape(reason), justify="right")
+        for (name, kind), row in sorted(rows.items()):
+            table.add_row(escape(name), escape(kind), *(f"{row.get(reason, 0.0):,.0f}" for reason in reasons))
+        return table
+
+
+def _age_s(event: Mapping[str, Any]) -> float:
+    """Seconds since an event; 0 if it does not tell when."""
+    return time.time() - number(event, "at_s") if number(event, "at_s") else 0.0
+
+
+def _objects(event: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """The objects in a member of an event; none if it is something else."""
+    members = event.get(name)
+    members = members if isinstance(members, dict) else {}
+    return {str(key): value for key, value in members.items() if isinstance(value, dict)}

@@ -1,0 +1,112 @@
+"""What `up`'s line and `status`' tables say, from events that anybody may have written."""
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from services.status import Status
+
+
+def test_line_tells_rate_store_loss_against_chance_model_and_accuracy() -> None:
+    status = Status()
+    assert status.line(champion=None) == "0.0 pairs/s | 0 stored | trainer is starting | no model live yet"
+    status.take_in(
+        [
+            {"kind": "ingest", "pairs_per_s": 9.84, "pairs": 1204},
+            {"kind": "trainer", "pairs": 20, "needed": 128, "labels": 3, "step": 0, "accuracy": None},
+        ]
+    )
+    assert "waiting for pairs: 20 of 128" in status.line(champion=None)
+    status.take_in(
+        [
+            {
+                "kind": "trainer",
+                "step": 1240,
+                "loss": 4.519,
+                "chance": 6.234,
+                "accuracy": 0.834,
+                "version": 7,
+                "tested": 63,
+            }
+        ]
+    )
+    assert status.line(champion=7) == (
+        "9.8 pairs/s | 1,204 stored | step 1,240 | loss 4.52 (chance 6.23) | live model v7"
+        " | accuracy 83 % (v7, 63 held-out labels)"
+    )
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"kind": "trainer"},
+        {"kind": "trainer", "loss": 1.0},
+        {"kind": "trainer", "loss": "low", "step": None, "chance": [], "accuracy": "good", "labels": {}},
+        {"kind": "ingest", "pairs": "many", "pairs_per_s": None},
+        {"kind": []},
+        {},
+        [],
+        5,
+        None,
+    ],
+)
+def test_line_survives_an_event_that_is_not_as_it_should_be(event) -> None:
+    status = Status()
+    status.take_in([event])
+    assert status.line(champion=1).startswith("0.0 pairs/s | 0 stored | ")
+
+
+def replica(name: str, *, age_s: float = 0.0, site: str = "north", paired: int = 7) -> dict[str, object]:
+    return {
+        "kind": "ingest",
+        "replica": name,
+        "at_s": time.time() - age_s,
+        "pairs_per_s": 2.0,
+        "pairs": 10,
+        "sites": {
+            site: {
+                "pairs": 10, "bytes": 2_500_000, "held": 3, "frames": {"radar.paired": paired, "camera.late": 1},
+                "clock_offset_ms": -12.34, "clock_uncertainty_ms": 0.5, "p50_ms": 120.4,
+            }
+        },
+    }  # fmt: skip
+
+
+def test_line_adds_up_the_replicas_that_still_speak() -> None:
+    status = Status()
+    status.take_in([replica("a"), replica("b", site="south"), replica("dead", age_s=60)])
+    assert status.line(champion=None).startswith("4.0 pairs/s | 20 stored | ")
+
+
+def test_line_calls_a_worker_silent_instead_of_repeating_what_it_said() -> None:
+    status = Status()
+    status.take_in([replica("a", age_s=60), {"kind": "trainer", "at_s": time.time() - 90, "loss": 1.0}])
+    assert status.line(champion=None).startswith("ingest silent for 60 s | trainer silent for 90 s | ")
+
+
+def printed(status: Status) -> str:
+    text = io.StringIO()
+    Console(file=text, width=160).print(status.tables())
+    return text.getvalue()
+
+
+def test_tables_tell_each_site_and_each_reason() -> None:
+    status = Status()
+    status.take_in([replica("a"), replica("b", site="south", paired=1234)])
+    lines = [line.split() for line in printed(status).splitlines()]
+    assert ["north", "a", "10", "2.5", "3", "-12.3", "±", "0.5", "120", "-"] in lines
+    assert ["site", "stream", "late", "paired"] in lines
+    assert ["south", "radar", "0", "1,234"] in lines
+    assert ["south", "camera", "1", "0"] in lines
+
+
+@pytest.mark.parametrize(
+    "sites",
+    [None, [], {"north": 5}, {"north": {"frames": 7, "pairs": "many", "clock_offset_ms": None}}, {"[/]": {}}],
+)
+def test_tables_survive_an_event_that_is_not_as_it_should_be(sites) -> None:
+    status = Status()
+    status.take_in([{"kind": "ingest", "sites": sites}])
+    assert "site" in printed(status)
