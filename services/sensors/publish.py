@@ -8,6 +8,7 @@ format and no scene.
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from services.core.errors import StreamsError
 from services.core.frames import CameraFrame, Frame, Label, RadarFrame
 from services.core.logs import logger
 from services.core.streams import StreamsLost, kind_of
-from services.sensors.recordings.base import Recording
+from services.sensors.recordings.base import OpenRecording, Recording
 
 AS_FAST_AS_CONSUMED = math.inf
 
@@ -82,32 +83,42 @@ class Published:
 def timed(recording: Recording, *, repeat: bool = False, now_ns: int | None = None) -> Iterator[Timed]:
     """A recording's frames with their due times, for ever if `repeat`.
 
+    A frame is due when it arrived, where the recording knows that: a sensor's clock may leap, its frames do not.
     now_ns: move the first frame there; None keeps the recording's own times. A repetition goes on after the end,
     in times and in sequence numbers, so that no two frames are the same.
     """
-    shift_ns = shift_seq = 0
-    origin_ns = -1
+    shift_ns = shift_seq = turn_at_ns = 0
+    is_first = True
     while True:
-        first_ns, last_ns, last_seq, num_radar = -1, -1, 0, 0
-        for frame in recording.frames():
-            if origin_ns < 0:
-                origin_ns = frame.captured_at_ns
-                shift_ns = 0 if now_ns is None else now_ns - origin_ns
-                origin_ns += shift_ns
-            if first_ns < 0:
-                first_ns = frame.captured_at_ns
-            last_ns, last_seq = frame.captured_at_ns, max(last_seq, frame.seq)
+        began_ns, least_ns, most_ns, last_seq, num_radar = -1, -1, -1, 0, 0
+        due_ns = turn_at_ns
+        for arrived_ns, frame in _arrivals(recording):
+            if is_first:
+                shift_ns = 0 if now_ns is None else now_ns - frame.captured_at_ns
+                is_first = False
+            if began_ns < 0:
+                began_ns, least_ns = arrived_ns, frame.captured_at_ns
+            due_ns = turn_at_ns + arrived_ns - began_ns
+            least_ns, most_ns = min(least_ns, frame.captured_at_ns), max(most_ns, frame.captured_at_ns)
+            last_seq = max(last_seq, frame.seq)
             num_radar += isinstance(frame, RadarFrame)
-            moved_ns = frame.captured_at_ns + shift_ns
             yield Timed(
-                (moved_ns - origin_ns) / 1e9,
-                replace(frame, captured_at_ns=moved_ns, seq=frame.seq + shift_seq),
+                due_ns / 1e9,
+                replace(frame, captured_at_ns=frame.captured_at_ns + shift_ns, seq=frame.seq + shift_seq),
             )
-        if not repeat or first_ns < 0:
+        if not repeat or began_ns < 0:
             return
-        span_ns = last_ns - first_ns
-        shift_ns += span_ns + max(span_ns // max(1, num_radar - 1), _MIN_LOOP_GAP_NS)
+        span_ns = due_ns - turn_at_ns
+        gap_ns = max(span_ns // max(1, num_radar - 1), _MIN_LOOP_GAP_NS)
+        turn_at_ns += span_ns + gap_ns
+        shift_ns += most_ns - least_ns + gap_ns
         shift_seq += last_seq + 1
+
+
+def _arrivals(recording: Recording) -> Iterator[tuple[int, Frame]]:
+    if isinstance(recording, OpenRecording):
+        return recording.arrivals()
+    return ((frame.captured_at_ns, frame) for frame in recording.frames())
 
 
 async def publish(
@@ -169,21 +180,22 @@ class _Pump:
         self._publisher = publisher
         self._pace = pace
         self._stop = stop
-        self._credit = 0
+        self._credit: Counter[str] = Counter()
         self._log = logger("sensors")
         self._clock = asyncio.get_running_loop().time
 
     async def send(self, frames: list[Frame]) -> None:
         # The consumer only ever makes the backlog smaller, so room once seen is ours to fill without asking again.
-        if self._pace.max_backlog and self._credit < len(frames):
-            began = self._clock()
-            below = max(1, self._pace.max_backlog - len(frames) + 1)
-            backlog = await self.wait_for_backlog(frames[0].site, below=below)
-            self._credit = max(len(frames), self._pace.max_backlog - backlog)
-            self.done.paused_s += self._clock() - began
+        wanted = Counter(frame.site for frame in frames)
+        for site, num in wanted.items():
+            if self._pace.max_backlog and self._credit[site] < num:
+                began = self._clock()
+                backlog = await self.wait_for_backlog(site, below=max(1, self._pace.max_backlog - num + 1))
+                self._credit[site] = max(num, self._pace.max_backlog - backlog)
+                self.done.paused_s += self._clock() - began
         if not await self._insist(lambda: self._publisher.publish(frames)):
             return
-        self._credit -= len(frames)
+        self._credit.subtract(wanted)
         self.done.num_calls += 1
         for frame in frames:
             self.done.counts[kind_of(frame)] += 1

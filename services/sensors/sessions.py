@@ -20,7 +20,7 @@ from services.sensors.publish import (
     timed,
     wait_until_ingested,
 )
-from services.sensors.recordings import ListedRecording
+from services.sensors.recordings import OpenRecording
 from services.sensors.settings import SensorsSettings
 from services.sensors.simulate import SceneMaker, stream_scene
 from services.sensors.simulator import LabelSettings
@@ -31,7 +31,7 @@ _LIVE_LAG_S = 10.0
 
 
 async def play(
-    recording: ListedRecording,
+    recording: OpenRecording,
     settings: SensorsSettings,
     *,
     speed: float,
@@ -47,7 +47,8 @@ async def play(
     pace = Pace(speed=speed, max_backlog=settings.max_backlog, give_up_s=_GIVE_UP_S)
     deliveries = timed(recording, repeat=loop, now_ns=time.time_ns() if now else None)
     try:
-        with progress(f"publishing {recording.site}", None if loop else recording.num_files) as advance_to:
+        names = ", ".join(recording.sites)
+        with progress(f"publishing {names}", None if loop else recording.num_files) as advance_to:
             published = await publish(
                 deliveries,
                 publisher=publisher,
@@ -56,10 +57,11 @@ async def play(
                 on_progress=lambda done: advance_to(done.counts["radar"] + done.counts["camera"]),
             )
         if wait:
-            with progress(f"entries of {recording.site} not ingested yet", None) as advance_to:
-                await wait_until_ingested(
-                    publisher, recording.site, stop=stop, give_up_s=_GIVE_UP_S, on_backlog=advance_to
-                )
+            for site in recording.sites:
+                with progress(f"entries of {site} not ingested yet", None) as advance_to:
+                    await wait_until_ingested(
+                        publisher, site, stop=stop, give_up_s=_GIVE_UP_S, on_backlog=advance_to
+                    )
             published.ended = "stopped" if stop.is_set() else published.ended
     finally:
         await publisher.close()

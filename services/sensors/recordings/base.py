@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from services.core.errors import BadFrameError, RecordingError
 from services.core.frames import CameraFrame, Frame, Label, RadarFrame, check_heatmap, check_site
@@ -38,6 +38,23 @@ class Recording(Protocol):
 
     def report(self) -> "RecordingReport":
         """What the last pass over `frames()` came across."""
+
+
+@runtime_checkable
+class OpenRecording(Recording, Protocol):
+    """A recording as `open_recording` gives it: it tells its format, its sites, and when each frame came."""
+
+    @property
+    def format_name(self) -> str: ...
+
+    @property
+    def sites(self) -> tuple[str, ...]: ...
+
+    def arrivals(self) -> Iterator[tuple[int, Frame]]:
+        """All frames, each with the time at which it came, ns since 1970, in that order.
+
+        A format that was not recorded from the streams knows capture times only, and gives those.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +157,13 @@ class ListedRecording(ABC):
     @property
     def num_files(self) -> int:
         return len(self.listing.files)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    def arrivals(self) -> Iterator[tuple[int, Frame]]:
+        return ((frame.captured_at_ns, frame) for frame in self.frames())
 
     def frames(self) -> Iterator[Frame]:
         """All frames by capture time. Files that are missing or corrupt are remembered and passed over."""

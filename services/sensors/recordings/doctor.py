@@ -123,9 +123,10 @@ def examine(
             case Label():
                 seen.classes[frame.label] += 1
         on_progress(number)
-    radar_ns, camera_ns = np.array(seen.radar_ns, np.int64), np.array(seen.camera_ns, np.int64)
+    radar_ns = np.sort(np.array(seen.radar_ns, np.int64))  # a session comes by arrival, not by capture
+    camera_ns = np.sort(np.array(seen.camera_ns, np.int64))
     pairs = pair_nearest(radar_ns, camera_ns, window_ns=window_ns(window_ms))
-    origin_ns = min([*seen.radar_ns[:1], *seen.camera_ns[:1]], default=0)
+    origin_ns = int(min([*radar_ns[:1], *camera_ns[:1]], default=0))
     report = recording.report()
     found = Examination(
         recording.site,

@@ -27,7 +27,7 @@ def show_examination(console: Console, found: Examination, *, advice: list[str],
 
 
 def show_report(console: Console, report: RecordingReport) -> None:
-    """What was played, and every file that was not, by name."""
+    """What was played, and the first files that were not, by name."""
     counts = ", ".join(f"{count} {name}" for name, count in report.counts.items())
     console.print(f"site [bold]{report.site}[/bold]: {counts}")
     for title, names in (
@@ -37,12 +37,15 @@ def show_report(console: Console, report: RecordingReport) -> None:
     ):
         if names:
             console.print(Text(f"{len(names)} {title}:", style="yellow"))
-            for name in names:
+            for name in names[:_MAX_NAMES]:
                 console.print(Text(f"  {name}"))
+            if len(names) > _MAX_NAMES:
+                console.print(Text(f"  and {len(names) - _MAX_NAMES} more (--json lists all)", style="dim"))
     for note in report.notes:
         console.print(Text(f"note: {note}", style="dim"))
 
 
+_MAX_NAMES = 5
 _CLOCK_ROWS = ("frames", "span", "rate", "step", "jitter", "gaps", "same time")
 
 

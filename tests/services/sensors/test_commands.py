@@ -23,12 +23,12 @@ def _logs_of_the_next_test_go_elsewhere() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.mark.parametrize("command", ["simulate", "replay", "import", "doctor"])
+@pytest.mark.parametrize("command", ["simulate", "replay", "import", "doctor", "record", "export"])
 def test_help_of_each_command_teaches_by_example(command: str) -> None:
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0
     assert "Examples" in result.output
-    assert f"echosight {command}" in result.output
+    assert f"echosight {'store ' * (command == 'export')}{command}" in result.output
 
 
 @pytest.mark.parametrize(("text", "speed"), [("1", 1.0), ("x4", 4.0), ("2.5x", 2.5), ("max", float("inf"))])
