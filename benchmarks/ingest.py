@@ -40,7 +40,7 @@ from services.core.embedded import start_embedded_server
 from services.core.frames import CameraFrame, RadarFrame
 from services.core.logs import configure_logs
 from services.core.store import StoreReader
-from services.core.streams import INGEST_GROUP, Consumer, EventLog, connect, stream_key
+from services.core.streams import INGEST_GROUP, Consumer, EventLog, Janitor, SiteLeases, connect, stream_key
 from services.ingest.settings import IngestSettings
 from services.ingest.worker import IngestWorker
 
@@ -190,10 +190,17 @@ def ingest(end: Connection, this: Round) -> None:
 
 async def _ingest(end: Connection, this: Round) -> None:
     settings = IngestSettings.read(data_dir=this.data_dir, redis_url=this.url, sites=SITE)
-    consumer = Consumer(connect(this.url), name="bench", sites=[SITE])
-    await consumer.discover()
+    client = connect(this.url)
+    consumer = Consumer(client, name="bench", sites=[SITE])
     events = EventLog(this.url, source="bench")
-    worker = IngestWorker(settings, consumer, log=configure_logs("bench", level="warning"), events=events)
+    worker = IngestWorker(
+        settings,
+        consumer,
+        leases=SiteLeases(client, owner="bench", ttl_ms=settings.lease_ms),
+        janitor=Janitor(client, max_stream_bytes=2**40, max_dead_bytes=2**20),
+        log=configure_logs("bench", level="warning"),
+        events=events,
+    )
     end.send("ready")
     end.recv()
     before = os.times()
