@@ -6,6 +6,7 @@ reference is the rate that was asked for. What it prints was measured while it r
 
     stored        new pairs a second on disk, from the worker's own counters, after a warm-up
     latency       from a frame's arrival in its stream to its pair being durable and acknowledged
+    cpu           of one core, after the warm-up: ingest, server, producer
     memory        resident, of ingest and of the server: at the end of the warm-up, highest, at the end
     behind        entries that waited for ingest at the end
 
@@ -51,6 +52,7 @@ class Measured:
     p99_ms: list[float] = field(default_factory=list)
     ingest_mib: list[float] = field(default_factory=list)
     server_mib: list[float] = field(default_factory=list)
+    cpu_s: list[tuple[float, ...]] = field(default_factory=list)  # monotonic, ingest, server, producer
     num_late_ticks: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     num_behind: int = 0
@@ -113,6 +115,8 @@ async def _measure(server: EmbeddedServer, worker_pid: int, options: argparse.Na
                 _take_in(event, measured)
             measured.ingest_mib.append(_resident_mib(worker_pid))
             measured.server_mib.append(_resident_mib(server.process.pid))
+            used_s = (_cpu_s(pid) for pid in (worker_pid, server.process.pid, os.getpid()))
+            measured.cpu_s.append((time.monotonic(), *used_s))
     await produce
     measured.num_behind = await _backlog(client, options)
     events.close()
@@ -165,6 +169,11 @@ def _resident_mib(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def _backlog(client: "redis.asyncio.Redis", options: argparse.Namespace) -> int:
     num = 0
     for number in range(options.sites):
@@ -188,6 +197,7 @@ def _print_report(measured: Measured, options: argparse.Namespace) -> None:
         "p50_ms": round(statistics.median(measured.p50_ms[skip:]), 1),
         "p99_ms": round(statistics.median(measured.p99_ms[skip:]), 1),
         "worst_p99_ms": round(max(measured.p99_ms[skip:]), 1),
+        "cpu": _cores(measured.cpu_s),
         "ingest_mib": _memory(measured.ingest_mib),
         "server_mib": _memory(measured.server_mib),
         "behind": measured.num_behind,
@@ -203,12 +213,21 @@ def _print_report(measured: Measured, options: argparse.Namespace) -> None:
     print(f"stored    {rate:8.0f} pairs/s of {asked:.0f} asked for ({100 * rate / asked:.0f} %)")
     print(f"latency   p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms (slowest site, median over time; "
           f"worst {found['worst_p99_ms']} ms)")  # fmt: skip
+    cores = [f"{100 * share:.0f} %" for share in found["cpu"]]
+    print(f"cpu       ingest {cores[0]}, server {cores[1]}, producer {cores[2]} of one core")
     for name in ("ingest", "server"):
         warm_mib, peak_mib, end_mib = found[f"{name}_mib"]
         print(f"{name:9} {warm_mib} MiB after the warm-up, {peak_mib} at most, {end_mib} at the end")
     print(f"behind    {found['behind']} entries wait; {found['trimmed']} trimmed unread; "
           f"the producer was more than 1 s late {found['late_ticks']} times")  # fmt: skip
     print(f"reasons   {', '.join(f'{name} {num}' for name, num in sorted(measured.counts.items()))}")
+
+
+def _cores(rows: list[tuple[float, ...]]) -> list[float]:
+    """CPU seconds a second of each process after the warm-up."""
+    first, last = rows[int(WARM_UP_S)], rows[-1]
+    seconds = last[0] - first[0]
+    return [round((end - start) / seconds, 3) for start, end in zip(first[1:], last[1:], strict=True)]
 
 
 def _memory(mib: list[float]) -> tuple[int, int, int]:

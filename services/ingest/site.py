@@ -129,6 +129,7 @@ class Site:
                     self._decided.done.append((delivery, "trimmed"))
                 case BadFrameError() as error:
                     self._decided.dead.append((delivery, str(error)))
+                    self._decided.num_bytes += entry_bytes(delivery)
                 case Label():
                     self._decided.labels.append(delivery)
                 case RadarFrame() | CameraFrame() as frame:
@@ -144,12 +145,12 @@ class Site:
         """Decide about everything that waits, as if both sensors had ended."""
         self._sort(self._matcher.flush())
 
-    def excuse(self, *, now_s: float) -> None:
-        """Not count the silence so far against the sensors: this process did not read."""
-        for side in ("radar", "camera"):
+    def excuse(self, *sides: Side, now_s: float) -> None:
+        """Not count the silence so far against these sensors: this process did not read all that they sent."""
+        for side in sides:
             self._matcher.excuse(side, now_s=now_s)
 
-    def full_side(self, *, now_s: float) -> Side | None:
+    def full_side(self) -> Side | None:
         """The sensor not to read now: its frames wait for the other one's, which lie deeper in its stream.
 
         Never both: then the grace alone holds that many, and more to come sets them free.
@@ -157,9 +158,7 @@ class Site:
         if self._matcher.num_bytes < self._settings.max_waiting_bytes // 2:
             return None
         num_radar, num_camera = self._matcher.num_waiting("radar"), self._matcher.num_waiting("camera")
-        side: Side = "radar" if num_radar > num_camera else "camera"
-        self._matcher.excuse(side, now_s=now_s)
-        return side
+        return "radar" if num_radar > num_camera else "camera"
 
     def begin_commit(self) -> bool:
         """Make what is decided the batch to commit, unless one is still to be finished; whether there is one."""
@@ -207,9 +206,13 @@ class Site:
         self.num_failures = 0
         return latencies_s
 
-    def count_buried(self, delivery: Delivery) -> None:
-        self.tally.frames[delivery.kind, "undecodable"] += 1
-        self._held.discard((delivery.key, delivery.entry_id))
+    def finish_burial(self, buried: Sequence[tuple[Delivery, str]], *, num_news: int) -> None:
+        """The newest `buried` of the batch lie in the dead letters; `num_news` of them were not there before."""
+        for delivery, _ in buried[:num_news]:
+            self.tally.frames[delivery.kind, "undecodable"] += 1
+        for delivery, _ in buried:
+            self._held.discard((delivery.key, delivery.entry_id))
+        del self.committing.dead[-len(buried) :]
 
     def keep_time(self) -> None:
         """Look at the sensors' clocks, and follow them if asked to. Call it now and then."""

@@ -58,7 +58,7 @@ class Sites:
         """Renew the leases; a site that went to another replica is dropped as it is."""
         tokens = {name: site.writer.token for name, site in self.ours.items()}
         for name in await self._leases.renew(tokens):
-            await self.drop(name, reason="its lease went to another replica")
+            await self.drop(name, reason="its lease ran out, or went to another replica")
 
     async def look(self) -> None:
         """1. find sites, 2. count replicas, 3. let go of what is beyond our share, 4. take what is free."""
@@ -89,11 +89,14 @@ class Sites:
 
     async def drop(self, name: str, *, reason: str) -> None:
         """Stop at once: what is not acknowledged stays with the streams, for the replica that has the site now."""
-        await self._close(name)
-        self._log.warning("site_dropped", site=name, reason=reason)
+        if name in self.ours:  # else a commit has noticed it first
+            await self._close(name)
+            self._log.warning("site_dropped", site=name, reason=reason)
 
     async def release(self, name: str) -> None:
         """Give up a site whose last batch is committed. What waits for a partner stays unacknowledged."""
+        if name not in self.ours:
+            return
         site = await self._close(name)
         await self._leases.release(name, token=site.writer.token)
         self._log.info("site_released", site=name)

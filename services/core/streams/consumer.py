@@ -112,10 +112,10 @@ class Consumer:
     async def _create_groups(self, site: str) -> set[bytes] | None:
         """The streams whose group was not there yet; None, and `refused` says why, if a key is no stream."""
         keys = [key.decode() for key in _keys(site)]
-        results = await send_all(
-            self._client, [(key, ("XGROUP CREATE", key, INGEST_GROUP, "0", "MKSTREAM")) for key in keys]
-        )
-        for result in results:
+        dead = stream_key(site, "dead")
+        commands: list[Command] = [(key, ("XGROUP CREATE", key, INGEST_GROUP, "0", "MKSTREAM")) for key in keys]
+        *results, of_dead = await send_all(self._client, [*commands, (dead, ("XLEN", dead))])
+        for result in (*results, of_dead):
             if str(result).startswith("WRONGTYPE"):
                 self.refused[site] = f"a key of site {site} is no stream; rename what is not Echosight's"
                 return None
@@ -269,12 +269,13 @@ class Consumer:
         await acknowledge(self._client, deliveries, group=INGEST_GROUP)
 
     @passing_as_lost()
-    async def bury(self, delivery: Delivery, reason: str) -> None:
-        """Move an entry to its site's dead letters, with the reason, and acknowledge it: both or neither.
+    async def bury(self, refused: Sequence[tuple[Delivery, str]]) -> int:
+        """Move entries to their sites' dead letters, each with its reason, and acknowledge them: both or neither.
 
-        Safe to repeat after a lost answer.
+        Returns how many went there now: repeated after a lost answer it leaves alone what is there. Raises
+        StreamsLost errors, and StreamsError if the key of the dead letters is no stream.
         """
-        await bury(self._client, delivery, reason, group=INGEST_GROUP)
+        return await bury(self._client, refused, group=INGEST_GROUP)
 
     def _decode(self, key: bytes, entries: Iterable[tuple[bytes, codec.Entry | None]]) -> list[Delivery]:
         site, kind = self._streams[key]

@@ -3,12 +3,14 @@
 Both happen whole or not at all, on one server as on a cluster. It does not know who reads.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from services.core import codec
-from services.core.errors import BadFrameError
+from services.core.errors import BadFrameError, StreamsError
 from services.core.frames import Frame
 from services.core.streams.client import DEAD_MAX_ENTRIES, Client, Kind, stream_key
 from services.core.streams.scripts import MAX_VALUES, Call, Script, call
@@ -71,15 +73,35 @@ async def acknowledge(client: Client, deliveries: Iterable[Delivery], *, group: 
     await call(client, calls)
 
 
-async def bury(client: Client, delivery: Delivery, reason: str, *, group: str) -> None:
-    """Into the site's dead letters, unless it is not pending any more. Raises StreamsLost errors."""
+async def bury(client: Client, refused: Sequence[tuple[Delivery, str]], *, group: str) -> int:
+    """Each delivery into its site's dead letters, with its reason, in one round trip; how many went there now.
+
+    One that is not pending any more is left alone. Raises StreamsLost errors, and StreamsError if the key of
+    the dead letters holds something else.
+    """
+    calls, num_buried = [], 0
+    try:
+        for delivery, reason in refused:
+            letter = _letter(delivery, reason)
+            dead = stream_key(delivery.site, "dead")
+            if len(letter) <= MAX_VALUES:
+                arguments = (group, delivery.entry_id, DEAD_MAX_ENTRIES, *letter)
+                calls.append(Call(_BURY, (dead, delivery.key), arguments))
+            else:  # too many fields for a script: a letter may come twice then, but is never lost
+                await client.execute_command("XADD", dead, "MAXLEN", "~", DEAD_MAX_ENTRIES, "*", *letter)
+                await acknowledge(client, [delivery], group=group)
+                num_buried += 1
+        answers: list[int] = await call(client, calls)
+        return num_buried + sum(answers)
+    except ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        dead = ", ".join(sorted({stream_key(delivery.site, "dead") for delivery, _ in refused}))
+        raise StreamsError(f"{dead} is no stream", remedy="rename or delete what is not Echosight's") from None
+
+
+def _letter(delivery: Delivery, reason: str) -> list[Any]:
     letter: list[Any] = ["reason", reason, "stream", delivery.kind, "entry_id", delivery.entry_id]
     for name, value in delivery.fields.items():
         letter += (b"field:" + name, value)
-    dead = stream_key(delivery.site, "dead")
-    if len(letter) <= MAX_VALUES:
-        arguments = (group, delivery.entry_id, DEAD_MAX_ENTRIES, *letter)
-        await call(client, [Call(_BURY, (dead, delivery.key), arguments)])
-    else:  # too many fields for a script: a letter may come twice then, but is never lost
-        await client.execute_command("XADD", dead, "MAXLEN", "~", DEAD_MAX_ENTRIES, "*", *letter)
-        await acknowledge(client, [delivery], group=group)
+    return letter

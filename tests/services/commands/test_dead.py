@@ -33,7 +33,7 @@ async def letters(redis_client: "redis.Redis", publisher: Publisher, redis_url: 
     await consumer.discover()
     for delivery in await consumer.read(count=10, block_ms=100):
         if delivery.kind == "radar":
-            await consumer.bury(delivery, f"seq is {getattr(delivery.frame, 'seq', 'unknown')}")
+            await consumer.bury([(delivery, f"seq is {getattr(delivery.frame, 'seq', 'unknown')}")])
     await consumer.close()
     return [entry_id.decode() for entry_id, _ in redis_client.xrange(DEAD)]
 

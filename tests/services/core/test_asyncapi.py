@@ -161,7 +161,7 @@ async def test_dead_letters_and_events_have_the_documented_fields(redis_url, red
     await consumer.discover()
     [delivery] = await consumer.read(count=1, block_ms=100)
     assert isinstance(delivery.frame, BadFrameError)
-    await consumer.bury(delivery, str(delivery.frame))
+    await consumer.bury([(delivery, str(delivery.frame))])
     await consumer.close()
     [(_, letter)] = redis_client.xrange(stream_key("north", "dead"))
     assert {name.decode() for name in letter} == set(example)

@@ -21,7 +21,7 @@ async def bury_all(reader) -> int:
     """Bury whatever cannot be decoded; how many."""
     bad = [d for d in await reader.read(count=10, block_ms=10) if isinstance(d.frame, BadFrameError)]
     for delivery in bad:
-        await reader.bury(delivery, str(delivery.frame))
+        await reader.bury([(delivery, str(delivery.frame))])
     return len(bad)
 
 
@@ -61,7 +61,7 @@ async def test_requeue_gives_a_good_frame_another_chance(reader, letters, server
     server.xadd(stream_key("north", "radar"), good)
     await reader.join("north")
     [delivery] = await reader.read(count=10, block_ms=10)
-    await reader.bury(delivery, "refused by an older version")
+    await reader.bury([(delivery, "refused by an older version")])
     assert letters.requeue("north", [letters.list("north", count=1)[0].id]) == 1
     [again] = await reader.read(count=10, block_ms=10)
     assert again.frame.seq == 7
@@ -109,8 +109,8 @@ async def test_burial_repeated_after_a_lost_answer_leaves_one_letter(reader, let
     server.xadd(stream_key("north", "radar"), {"a": "b"})
     await reader.join("north")
     [delivery] = await reader.read(count=10, block_ms=10)
-    await reader.bury(delivery, "why")
-    await reader.bury(delivery, "why")
+    await reader.bury([(delivery, "why")])
+    await reader.bury([(delivery, "why")])
     assert len(letters.list("north", count=10)) == 1
     assert server.xpending(stream_key("north", "radar"), "ingest")["pending"] == 0
 

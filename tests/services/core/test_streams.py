@@ -143,7 +143,7 @@ async def test_full_server_still_takes_acknowledgements(redis_url, redis_client,
         with pytest.raises(StreamsLost):
             await publisher.publish([radar_frame(1, seq=1)])
         with pytest.raises(StreamsLost):
-            await reader.bury(read[0], "reason")
+            await reader.bury([(read[0], "reason")])
         assert num_pending(redis_client) == 1  # neither half of the burial was done
         await reader.acknowledge(read)
     finally:
@@ -158,7 +158,7 @@ async def test_undecodable_entry_is_buried_with_its_reason_and_acknowledged(feed
     await reader.join("north")
     _, bad = await reader.read(count=10, block_ms=10)
     assert isinstance(bad.frame, BadFrameError)
-    await reader.bury(bad, str(bad.frame))
+    await reader.bury([(bad, str(bad.frame))])
     [(_, letter)] = server.xrange(stream_key("north", "dead"))
     assert b"header field" in letter[b"reason"]
     assert letter[b"field:data"] == b"x"
@@ -247,7 +247,7 @@ async def test_refusal_that_passes_by_itself_is_one_to_wait_for(redis_url, redis
         with pytest.raises(StreamsLost, match="NOREPLICAS"):
             await reader.acknowledge(read)
         with pytest.raises(StreamsLost, match="NOREPLICAS"):
-            await reader.bury(read[0], "reason")
+            await reader.bury([(read[0], "reason")])
         with pytest.raises(StreamsLost, match="NOREPLICAS"):
             await publisher.publish([radar_frame(1, seq=1)])
     finally:

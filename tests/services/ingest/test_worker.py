@@ -34,6 +34,7 @@ from services.core.streams import (
     connect,
     stream_key,
 )
+from services.ingest import commit as commit_module
 from services.ingest import worker as worker_module
 from services.ingest.settings import IngestSettings
 from services.ingest.worker import IngestWorker
@@ -201,7 +202,7 @@ async def test_store_that_goes_on_refusing_is_tried_ever_more_rarely_and_said_tw
     publisher, redis_url, tmp_path, monkeypatch
 ) -> None:
     waits = (0.01, 0.011, 0.012, 0.013, 0.014)
-    monkeypatch.setattr(worker_module, "_BACKOFF_S", waits)
+    monkeypatch.setattr(commit_module, "BACKOFF_S", waits)
     monkeypatch.setattr(worker_module, "_BLOCK_MS", 1)
     await publish_pairs(publisher, 0, 5)
     with refusing_store(monkeypatch) as refusals, structlog.testing.capture_logs() as lines:
@@ -304,8 +305,8 @@ async def test_replica_that_was_paused_while_another_took_over_stores_and_acknow
             await second.run(until_idle_s=0.5)
             assert second.counts["stored"] == 5
         redis_client.xadd(stream_key("north", "camera"), {"header": b"{}"})  # something to tell pending apart by
-        await paused._commit_next()
-        await paused._wait_for_commit()
+        await paused._committer.next()
+        await paused._committer.wait()
         assert paused.sites.ours == {}
         assert paused.counts["stored"] == 0
     assert sorted(stored(tmp_path)) == ids(0, 5)
