@@ -114,6 +114,8 @@ async def _measure(server: EmbeddedServer, worker_pid: int, options: argparse.Na
             for event in news:
                 _take_in(event, measured)
             measured.ingest_mib.append(_resident_mib(worker_pid))
+            if not measured.ingest_mib[-1]:
+                sys.exit("ingest has ended; its message is above")
             measured.server_mib.append(_resident_mib(server.process.pid))
             used_s = (_cpu_s(pid) for pid in (worker_pid, server.process.pid, os.getpid()))
             measured.cpu_s.append((time.monotonic(), *used_s))

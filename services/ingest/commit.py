@@ -18,6 +18,8 @@ from services.ingest.sites import Sites
 
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _WAIT_S = 0.1
+_SMALL_BYTES = 4 * 1024**2
+_SMALL_EVERY_S = 0.05  # between small groups: each site's part of a group costs a sync of its own
 _BURY_AT_ONCE = 64
 _MAX_SAID = 5  # burials of a site that the log tells one by one, between two reports; the counters have all
 
@@ -55,8 +57,12 @@ class Committer:
     async def _commit_all(self, due: list[Site]) -> None:
         """One group of batches after the other, until nothing is decided."""
         while due:
+            started_s = time.monotonic()
+            num_bytes = sum(site.num_decided_bytes for site in due)
             await self._commit_batches(due)
             self._has_committed.set()
+            if num_bytes < _SMALL_BYTES:
+                await asyncio.sleep(started_s + _SMALL_EVERY_S - time.monotonic())
             due = self._due()
 
     async def wait(self) -> None:

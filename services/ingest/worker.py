@@ -32,7 +32,7 @@ _READ_BYTES = 32 * 1024**2  # wanted of one read at most, over all streams
 _MAX_READ_COUNT = 128
 _FIRST_ENTRY_BYTES = 1024**2  # an entry is thought to be that large until some were seen
 _FEW = 64  # entries of a read; below, the next one waits a moment for more: reading costs by the call
-_PAUSE_S = 0.01
+_PAUSE_S = 0.02
 _SIDES: tuple[Side, ...] = ("radar", "camera")
 _STALLED_S = 0.5  # a loop that took so long did not listen: silence is not the sensors'
 
