@@ -20,7 +20,7 @@ check: .venv/.dev
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
 
 bench: .venv/.bench ## run every benchmark, each against its named reference
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $$(grep -l '^if __name__' benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 lock: ## write the requirement files anew, with today's versions
 	$(COMPILE) requirements/uv.in -o requirements/uv.txt
