@@ -115,6 +115,7 @@ class Feed:
                 self._pending.append(pair)
             else:
                 self._admit(pair, vector)
+        self._pending.sort(key=lambda pair: pair.id)  # over all sites: the newest are encoded first
         self._remake_lost_profiles()
         self._order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)
         self.num_seen = max(self.num_seen, len(self._order))

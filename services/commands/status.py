@@ -56,7 +56,7 @@ def status(
     table.add_row("streams", streams)
     table.add_row("store", f"{len(reader):,} pairs, {megabytes(reader.num_bytes)}, {num_labels} labelled")
     table.add_row("sites", ", ".join(reader.sites) or "none yet")
-    table.add_row("registry", f"{len(versions)} versions; " + (", ".join(f"{k} v{v}" for k, v in aliases.items())))
+    table.add_row("registry", "; ".join([f"{len(versions)} versions", *(f"{k} v{v}" for k, v in aliases.items())]))
     table.add_row("now", newest.line(champion=aliases.get("champion")))
     heard_s = max((number(event, "at_s") for event in newest.events.values()), default=0.0)
     if heard_s:

@@ -86,7 +86,7 @@ def repair(
 ) -> None:
     """Make indexes anew from the data, void damaged rows, remove leftovers. No whole pair is lost.
 
-    It may be done while ingest runs: ingest loses the site for a moment and takes it again by itself.
+    Stop ingest first: it would take the site back in the middle.
     """
     with _errors():
         done = inspection.repair(read_settings(CoreSettings).store_dir, site)

@@ -162,6 +162,10 @@ def _tokens(site_dir: Path) -> set[int]:
         names = os.listdir(site_dir)  # noqa: PTH208 (asked often)
     except FileNotFoundError:
         return set()
+    except OSError as error:
+        raise StoreError(
+            f"cannot look into {site_dir}: {error.strerror}", remedy="repair it, or move it away"
+        ) from error
     return {int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
 
 

@@ -36,6 +36,8 @@ def version_of(header: bytes, *, path: Path) -> int:
     if len(header) <= len(_SEG) or header[: len(_SEG)] not in (_SEG, _IDX):
         return 0
     version = header[len(_SEG)]
+    if version == 0:  # no version ever was: a page that the disk did not take
+        return 0
     if version not in (1, FORMAT_VERSION):
         raise StoreError(
             f"segment {path} starts with {header[:8]!r}, expected version {FORMAT_VERSION} or 1",

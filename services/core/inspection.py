@@ -84,9 +84,11 @@ def verify(store_dir: Path, site: str, *, progress: Callable[[int, int], None] |
 
     progress: called with the number of segments that are done and of all.
     """
-    directory = data_dir(_site_dir(store_dir, site))
+    site_dir = _site_dir(store_dir, site)
+    directory = data_dir(site_dir)
     names = sorted({path.stem for path in directory.iterdir() if path.suffix in SUFFIXES})
     for num_done, name in enumerate(names):
+        directory = data_dir(site_dir)  # a writer that takes the site over meanwhile renames it
         yield from _verify_segment(directory, name)
         if progress is not None:
             progress(num_done + 1, len(names))
@@ -150,9 +152,17 @@ def repair(store_dir: Path, site: str) -> list[str]:
     """Take a site over and put right what can be; return what was done, a sentence each.
 
     Indexes are made again from the data, damaged rows made void, leftovers removed. No pair that is whole is lost.
-    Raises StoreError, OSError. A writer that runs is fenced off: ingest takes the site again by itself.
+    Stop ingest first: it would take the site back in the middle. Raises StoreError, OSError.
     """
-    site_dir = _site_dir(store_dir, site)
+    try:
+        return _repair(_site_dir(store_dir, site))
+    except FileNotFoundError:
+        raise StoreError(
+            f"another process took site {site} back while it was being repaired", remedy="stop ingest first"
+        ) from None
+
+
+def _repair(site_dir: Path) -> list[str]:
     directory = Fence.take(site_dir, token=None, owner="repair").directory
     move_version_1(site_dir, directory)
     done = []

@@ -90,13 +90,18 @@ class LabelLog:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
             return  # the torn line of a crash: its label was never acknowledged and comes again
-        if row.get("v") != _VERSION:
+        if isinstance(row, dict) and row.get("v", _VERSION) != _VERSION:
             raise StoreError(f"{self.path} has a line of version {row.get('v')!r}", remedy="upgrade Echosight")
-        frame_id = FrameId(row["captured_at_ns"], row["seq"])
-        self._written_at_s[frame_id] = row.get("written_at_s", 0.0)
-        self.labels[frame_id] = Label(
-            self._site, frame_id.seq, frame_id.captured_at_ns, label=row["label"], source=row["source"]
-        )
+        try:
+            frame_id = FrameId(row["captured_at_ns"], row["seq"])
+            label = Label(
+                self._site, frame_id.seq, frame_id.captured_at_ns, label=row["label"], source=row["source"]
+            )
+            written_at_s = float(row.get("written_at_s", 0.0))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return  # damaged: one label less
+        self._written_at_s[frame_id] = written_at_s
+        self.labels[frame_id] = label
 
     def append(self, labels: Sequence[Label]) -> int:
         """Write new labels durably; return how many were news. Only the site's writer may call this.

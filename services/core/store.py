@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from services.core.disks import free_bytes, require_local_disk, tree_bytes
 from services.core.encodings import EncodedIds
-from services.core.errors import StoreError
+from services.core.errors import StoreError, StoreFencedError
 from services.core.fence import Fence, newest_token
 from services.core.frames import FrameId, Label, check_site
 from services.core.labels import LabelLog
@@ -86,6 +86,9 @@ class StoreWriter:
         self._turn = threading.RLock()
         self._sealed: dict[str, int] = {}  # name to bytes, oldest first
         self._sealed_bytes = self._beside_bytes = 0
+        self._open_bytes = 0  # a number of its own: others ask while it is being sealed
+        self._is_closed = False
+        self.newest_clock_offset_ns: int | None = None  # of the newest pair, as it was opened
         self._ids: dict[FrameId, _Place] = {}
         self._pins = Pins()
         self._open: SegmentWriter | None = None
@@ -110,7 +113,8 @@ class StoreWriter:
         smalls: list[Small] = []
         for name in recover_all(self._dir):
             with contextlib.closing(SegmentReader(self._dir, name)) as reader:
-                reader.refresh()
+                if reader.refresh():
+                    self.newest_clock_offset_ns = int(reader.rows[-1]["clock_offset_ns"])
                 places = {flags: _Place(name, seen_class(flags)) for flags in set(reader.rows["flags"].tolist())}
                 flags = reader.rows["flags"].tolist()
                 self._ids.update((frame_id, places[flags[row]]) for row, frame_id in reader.ids())
@@ -167,8 +171,7 @@ class StoreWriter:
     @property
     def num_bytes(self) -> int:
         """What the site takes of the disk: pairs, labels, encodings and profile."""
-        open_bytes = self._open.num_bytes if self._open else 0
-        return self._sealed_bytes + open_bytes + self._beside_bytes + self.labels.num_bytes
+        return self._sealed_bytes + self._open_bytes + self._beside_bytes + self.labels.num_bytes
 
     def append(self, pairs: Sequence[Pair]) -> int:
         """Store `pairs` durably, each id once; return how many were new. Evicts first what has to go.
@@ -206,7 +209,8 @@ class StoreWriter:
     def evict(self) -> int:
         """Drop whole segments, oldest first, until all limits hold; return how many pairs fell out.
 
-        May be called at any time; age counts from a segment's last append. One call moves pinned pairs of about
+        May be called at any time; age counts from a segment's last append. Where only the disk is short, one
+        segment goes a call, so that sites give in turn. One call moves pinned pairs of about
         one segment at most, and leaves a segment alone that has nothing else. Raises StoreError if the disk
         refuses: what was not dropped then is dropped by a later call; StoreFencedError.
         """
@@ -220,7 +224,10 @@ class StoreWriter:
             for name in list(self._sealed):  # each at most once: moved pinned pairs may fill new ones
                 if to_move <= 0 or not self._must_go(name):
                     break
+                is_in_excess = self._is_in_excess(name)
                 to_move -= self._drop(name)
+                if not is_in_excess:
+                    break  # the disk is short for all sites: each gives a segment in its turn
             self.labels.compact(is_stored=self.__contains__, max_age_s=self.limits.max_age_s)
             self._fence.check()
             return self.num_evicted - before
@@ -242,15 +249,15 @@ class StoreWriter:
                     if name in self._sealed:
                         self._set_sealed(name, reader.num_bytes)
                 self._to_drop.difference_update(frame_id for _, frame_id in found)
+            self._open_bytes = self._open.num_bytes if self._open else 0
             self._fence.check()
             return num
 
     def _must_go(self, name: str) -> bool:
-        return (
-            self.num_bytes > self.limits.max_bytes
-            or self._age_s(name) > self.limits.max_age_s
-            or free_bytes(self._dir) < self.limits.min_free_bytes
-        )
+        return self._is_in_excess(name) or free_bytes(self._dir) < self.limits.min_free_bytes
+
+    def _is_in_excess(self, name: str) -> bool:
+        return self.num_bytes > self.limits.max_bytes or self._age_s(name) > self.limits.max_age_s
 
     def _is_open_too_long(self, segment: SegmentWriter) -> bool:
         open_s = time.time() - segment.opened_at_s
@@ -262,11 +269,14 @@ class StoreWriter:
 
     def _write(self, records: list[Record]) -> None:
         """1. to disk, 2. the site is still ours: so whoever takes it over finds them, 3. remember."""
+        if self._is_closed:
+            raise StoreFencedError(f"the writer of site {self.site} is closed", remedy="open the store again")
         if self._open and (self._open.is_broken or self._open.end >= self._segment_bytes()):
             self._seal(self._open)
         if self._open is None:
             self._open = SegmentWriter(self._dir, self._new_name(), token=self.token)
         self._open.append(records)
+        self._open_bytes = self._open.num_bytes
         self._fence.check()
         self._remember(self._open.name, records)
 
@@ -281,6 +291,7 @@ class StoreWriter:
         segment.seal()
         self._fence.check()  # else another writer may have said what counts
         self._open = None
+        self._open_bytes = 0
         self._set_sealed(segment.name, segment.num_bytes)
         segment.close()
         if not segment.num_rows:
@@ -357,9 +368,11 @@ class StoreWriter:
     def close(self) -> None:
         """Let go of all files. What is open is sealed by whoever takes the site next."""
         with self._turn:
+            self._is_closed = True
             if self._open:
                 self._open.close()
                 self._open = None
+                self._open_bytes = 0
             self.labels.close()
             self._encoded.close()
 

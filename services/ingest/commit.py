@@ -11,7 +11,7 @@ from collections import Counter
 
 from services.core.errors import StoreError, StoreFencedError, StreamsError
 from services.core.logs import Log
-from services.core.streams import Consumer
+from services.core.streams import Consumer, StreamsLost
 from services.ingest.metrics import IngestMetrics
 from services.ingest.site import Site
 from services.ingest.sites import Sites
@@ -33,22 +33,25 @@ class Committer:
         self._metrics = metrics
         self._log = log
         self._commit: asyncio.Task[None] | None = None
+        self._is_finishing = False
+        self._is_in_doubt = False  # since a failure, until the next success
         self._has_committed = asyncio.Event()
         self._num_said: Counter[str] = Counter()  # burials of a site in the log since the last report
         self.writing = asyncio.Lock()
 
-    async def next(self) -> None:
-        """See to it that what is decided is committed, while the caller goes on reading.
+    async def next(self) -> bool:
+        """See to it that what is decided is committed, while the caller goes on reading; whether all is well.
 
         Raises what made the last acknowledgement fail; its batches stay, and are the next to be committed.
         """
-        if self._commit is not None:
-            if not self._commit.done():
-                return
+        if self._commit is not None and self._commit.done():
             finished, self._commit = self._commit, None
+            self._is_in_doubt = True
             await finished
-        if due := self._due():
+            self._is_in_doubt = False
+        if self._commit is None and (due := self._due()):
             self._commit = asyncio.create_task(self._commit_all(due))
+        return not self._is_in_doubt
 
     def _due(self) -> list[Site]:
         now_s = time.monotonic()
@@ -61,6 +64,8 @@ class Committer:
             num_bytes = sum(site.num_decided_bytes for site in due)
             await self._commit_batches(due)
             self._has_committed.set()
+            if self._is_finishing:
+                return
             if num_bytes < _SMALL_BYTES:
                 await asyncio.sleep(started_s + _SMALL_EVERY_S - time.monotonic())
             due = self._due()
@@ -72,12 +77,15 @@ class Committer:
             await asyncio.wait_for(self._has_committed.wait(), _WAIT_S)
 
     async def _commit_batches(self, sites: list[Site]) -> None:
-        """1. make durable, 2. bury, 3. acknowledge, 4. forget. After a failure it goes on where it stopped."""
+        """1. make durable, 2. acknowledge, 3. bury, 4. forget. After a failure it goes on where it stopped.
+
+        Burying comes last: a server that is full refuses it, and only what is acknowledged can be trimmed.
+        """
         async with self.writing:
             stored = await asyncio.gather(*(self._store(site) for site in sites))
         durable = [site for site, is_stored in zip(sites, stored, strict=True) if is_stored]
-        durable = [site for site in durable if await self._bury(site)]
         await self._consumer.acknowledge([one for site in durable for one, _ in site.committing.done])
+        durable = [site for site in durable if await self._bury(site)]
         now_ms = time.time() * 1e3
         for site in durable:
             latency = self._metrics.latency.labels(site.name)
@@ -90,7 +98,7 @@ class Committer:
             await asyncio.to_thread(site.store)
         except StoreFencedError as error:
             if self._sites.ours.get(site.name) is site:
-                await self._sites.drop(site.name, reason=str(error))
+                await self._sites.drop(site, reason=str(error))
             return False
         except StoreError as error:
             self._put_off(site, error)
@@ -102,11 +110,11 @@ class Committer:
         while site.committing.dead:
             some = site.committing.dead[-_BURY_AT_ONCE:]
             try:
-                num_news = await self._consumer.bury(some)
-            except StreamsError as error:
+                are_news = await self._consumer.bury(some)
+            except (StreamsError, *StreamsLost) as error:
                 self._put_off(site, error)
                 return False
-            site.finish_burial(some, num_news=num_news)
+            site.finish_burial(some, are_news=are_news)
             for delivery, reason in some[: max(0, _MAX_SAID - self._num_said[site.name])]:
                 self._num_said[site.name] += 1
                 entry = delivery.entry_id.decode()
@@ -125,10 +133,12 @@ class Committer:
 
     async def finish(self) -> None:
         """Commit what is decided, once. Raises StreamsLost errors."""
-        await self.next()
+        self._is_finishing = True
         if self._commit is not None:
             await asyncio.wait([self._commit])
         await self.next()
+        if self._commit is not None:
+            await self._commit
 
     def say_again(self) -> None:
         """From now on the log tells burials one by one again, up to a few."""

@@ -25,7 +25,7 @@ class IngestMetrics(Collector):
         self.registry = CollectorRegistry()
         self.latency = Histogram(
             "echosight_ingest_latency_seconds",
-            "From a radar or camera frame's arrival in its stream to its pair being durable.",
+            "From a radar frame's arrival in its stream to its pair being durable.",
             ["site"],
             buckets=_LATENCY_BUCKETS,
             registry=self.registry,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # it brings image libraries along, which only curation needs
 _CLOCK_STEP_NS = 500_000
 """An estimate of the clock offset that moved by less is noise: what is applied stays."""
 _NUM_LATENCIES = 512
+_ENTRY_BYTES = 512  # of Python's objects around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,12 @@ class Site:
         self._settings = settings
         self._curator = curator
         self._held: set[tuple[str, bytes]] = set()
+        self._just_done: set[tuple[str, bytes]] = set()  # acknowledged since the read under way began
         self._decided = Batch()
         self._clock = ClockOffset()
         self._applied_ns = settings.clock_offset_ns(self.name)
+        if settings.clock_correction == "apply" and writer.newest_clock_offset_ns is not None:
+            self._applied_ns = writer.newest_clock_offset_ns  # as before the restart, or the hand-over
         self._matcher: Matcher[Delivery] = Matcher(
             window_ns=window_ns(settings.window_ms),
             grace_ns=round(settings.grace_ms * 1e6),
@@ -121,22 +125,28 @@ class Site:
         """Sort deliveries into the matcher, and what needs no partner into the batch."""
         for delivery in deliveries:
             at = (delivery.key, delivery.entry_id)
-            if at in self._held:  # read again after a lost answer
+            if at in self._held or at in self._just_done:  # read again after a lost answer
                 continue
             self._held.add(at)
             match delivery.frame:
                 case BadFrameError() if not delivery.fields:  # trimmed away unread: nothing to bury
                     self._decided.done.append((delivery, "trimmed"))
+                    self._decided.num_bytes += entry_bytes(delivery)
                 case BadFrameError() as error:
                     self._decided.dead.append((delivery, str(error)))
                     self._decided.num_bytes += entry_bytes(delivery)
                 case Label():
                     self._decided.labels.append(delivery)
+                    self._decided.num_bytes += entry_bytes(delivery)
                 case RadarFrame() | CameraFrame() as frame:
                     side: Side = "radar" if isinstance(frame, RadarFrame) else "camera"
                     self._clock.observe(side, frame.captured_at_ns, delivery.arrived_ms)
                     size = entry_bytes(delivery)
                     self._sort(self._matcher.add(side, frame.id, delivery, now_s=now_s, num_bytes=size))
+
+    def forget_done(self) -> None:
+        """A read begins: what was acknowledged before it cannot be in its answer."""
+        self._just_done.clear()
 
     def decide(self, *, now_s: float) -> None:
         self._sort(self._matcher.decide(now_s=now_s))
@@ -150,12 +160,12 @@ class Site:
         for side in sides:
             self._matcher.excuse(side, now_s=now_s)
 
-    def full_side(self) -> Side | None:
+    def full_side(self, *, limit_bytes: int) -> Side | None:
         """The sensor not to read now: its frames wait for the other one's, which lie deeper in its stream.
 
         Never both: then the grace alone holds that many, and more to come sets them free.
         """
-        if self._matcher.num_bytes < self._settings.max_waiting_bytes // 2:
+        if self._matcher.num_bytes <= limit_bytes:
             return None
         num_radar, num_camera = self._matcher.num_waiting("radar"), self._matcher.num_waiting("camera")
         return "radar" if num_radar > num_camera else "camera"
@@ -201,18 +211,22 @@ class Site:
         self.latencies_s.extend(latencies_s)
         for delivery, reason in self.committing.done:
             self.tally.frames[delivery.kind, reason] += 1
-            self._held.discard((delivery.key, delivery.entry_id))
+            self._let_go(delivery)
         self.committing = Batch()
         self.num_failures = 0
         return latencies_s
 
-    def finish_burial(self, buried: Sequence[tuple[Delivery, str]], *, num_news: int) -> None:
-        """The newest `buried` of the batch lie in the dead letters; `num_news` of them were not there before."""
-        for delivery, _ in buried[:num_news]:
-            self.tally.frames[delivery.kind, "undecodable"] += 1
-        for delivery, _ in buried:
-            self._held.discard((delivery.key, delivery.entry_id))
+    def finish_burial(self, buried: Sequence[tuple[Delivery, str]], *, are_news: Sequence[bool]) -> None:
+        """The newest `buried` of the batch lie in the dead letters; those that are no news did so before."""
+        for (delivery, _), is_news in zip(buried, are_news, strict=True):
+            self.tally.frames[delivery.kind, "undecodable"] += is_news
+            self._let_go(delivery)
         del self.committing.dead[-len(buried) :]
+
+    def _let_go(self, delivery: Delivery) -> None:
+        at = (delivery.key, delivery.entry_id)
+        self._held.discard(at)
+        self._just_done.add(at)
 
     def keep_time(self) -> None:
         """Look at the sensors' clocks, and follow them if asked to. Call it now and then."""
@@ -282,5 +296,5 @@ class Site:
 
 
 def entry_bytes(delivery: Delivery) -> int:
-    """What an entry takes in memory, but for its small header."""
-    return len(delivery.fields.get(b"data", b""))
+    """What an entry takes in memory, about."""
+    return _ENTRY_BYTES + sum(len(name) + len(value) for name, value in delivery.fields.items())

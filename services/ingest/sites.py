@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # it brings image libraries along, which only curation needs
     from services.ingest.curation import Curator
 
 _KEEP_UNWANTED_S = 60.0
+_MAX_PUT_OFF_S = 60.0
 
 
 class Sites:
@@ -45,6 +46,9 @@ class Sites:
         self._leases = leases
         self.curator = curator
         self._log = log
+        self._opening: dict[str, int] = {}  # site to the token under which its store is being opened
+        self._retry_at_s: dict[str, float] = {}
+        self._num_refusals: dict[str, int] = {}
         self._free_since_s: dict[str, float] = {}
         self._kept_until_s: dict[str, float] = {}  # sites that no other replica wanted
         self._shares: dict[str, int] = {}
@@ -56,9 +60,11 @@ class Sites:
 
     async def keep(self) -> None:
         """Renew the leases; a site that went to another replica is dropped as it is."""
-        tokens = {name: site.writer.token for name, site in self.ours.items()}
-        for name in await self._leases.renew(tokens):
-            await self.drop(name, reason="its lease ran out, or went to another replica")
+        sites = dict(self.ours)
+        tokens = {name: site.writer.token for name, site in sites.items()}
+        for name in await self._leases.renew(tokens | self._opening):
+            if name in sites:
+                await self.drop(sites[name], reason="its lease went to another replica")
 
     async def look(self) -> None:
         """1. find sites, 2. count replicas, 3. let go of what is beyond our share, 4. take what is free."""
@@ -84,14 +90,16 @@ class Sites:
                 continue
             except StoreError as error:
                 skipped[name] = str(error)
+                self._put_off(name)
+        skipped |= {name: self.skipped[name] for name in self._retry_at_s if name in self.skipped}
         self.num_foreign = len([name for name in found if name not in self.ours and name not in skipped])
         self._say_skipped(skipped)
 
-    async def drop(self, name: str, *, reason: str) -> None:
+    async def drop(self, site: Site, *, reason: str) -> None:
         """Stop at once: what is not acknowledged stays with the streams, for the replica that has the site now."""
-        if name in self.ours:  # else a commit has noticed it first
-            await self._close(name)
-            self._log.warning("site_dropped", site=name, reason=reason)
+        if self.ours.get(site.name) is site:  # else somebody else has noticed it first
+            await self._close(site.name)
+            self._log.warning("site_dropped", site=site.name, reason=reason)
 
     async def release(self, name: str) -> None:
         """Give up a site whose last batch is committed. What waits for a partner stays unacknowledged."""
@@ -111,8 +119,8 @@ class Sites:
 
     def num_evicted(self, name: str) -> int:
         """Pairs of a site that the limits took, since this process started."""
-        live = self.ours[name].writer.num_evicted if name in self.ours else 0
-        return self.tallies[name].num_evicted + live
+        site = self.ours.get(name)
+        return self.tallies[name].num_evicted + (site.writer.num_evicted if site else 0)
 
     async def _close(self, name: str) -> Site:
         site = self.ours.pop(name)
@@ -131,6 +139,8 @@ class Sites:
     async def _take(self, name: str, *, is_due: bool) -> None:
         """1. the lease, 2. the store's fence. Beyond our share only what nobody wanted for a while."""
         now_s = time.monotonic()
+        if now_s < self._retry_at_s.get(name, 0.0):
+            return
         is_unwanted = now_s - self._free_since_s.setdefault(name, now_s) > 3 * self._settings.lease_ms / 1e3
         if not is_due and not is_unwanted:
             return
@@ -140,11 +150,16 @@ class Sites:
         if token is None:
             self._free_since_s.pop(name, None)
             return
+        self._opening[name] = token  # it may take longer than a lease lasts
         try:
             writer = await asyncio.to_thread(self._open, store_dir, name, token)
         except StoreError:
             await self._leases.release(name, token=token)
             raise
+        finally:
+            del self._opening[name]
+        self._retry_at_s.pop(name, None)
+        self._num_refusals.pop(name, None)
         self._free_since_s.pop(name, None)
         if not is_due:
             self._kept_until_s[name] = now_s + _KEEP_UNWANTED_S
@@ -156,6 +171,11 @@ class Sites:
         share = self._shares.get(name, self._settings.max_store_bytes // (len(self._shares) + 1))
         limits = self._settings.store_limits(max_bytes=share)
         return StoreWriter(store_dir, name, limits=limits, token=token, owner=self._settings.consumer_name)
+
+    def _put_off(self, name: str) -> None:
+        """Try to open it ever more rarely: each time costs the reading of the whole store."""
+        self._num_refusals[name] = self._num_refusals.get(name, 0) + 1
+        self._retry_at_s[name] = time.monotonic() + min(2.0 ** self._num_refusals[name], _MAX_PUT_OFF_S)
 
     def _stored_sites(self) -> set[str]:
         """Sites without a stream that have a store to keep within its limits, if all sites are ours."""

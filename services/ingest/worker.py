@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from services.core.errors import StoreError, StoreFencedError
 from services.core.logs import Log
-from services.core.streams import Consumer, Delivery, EventLog, Janitor, Kind, SiteLeases, StreamsLost
+from services.core.streams import KINDS, Consumer, Delivery, EventLog, Janitor, Kind, SiteLeases, StreamsLost
 from services.ingest.commit import BACKOFF_S, Committer
 from services.ingest.curation import make_curator
 from services.ingest.matcher import Side
@@ -60,6 +60,7 @@ class IngestWorker:
         self.metrics = IngestMetrics(self.sites, num_trimmed=lambda: dict(consumer.num_trimmed))
         self._committer = Committer(self.sites, consumer, metrics=self.metrics, log=log)
         self._entry_bytes: dict[Kind, float] = {}
+        self._said: set[tuple[str, str]] = set()
         self._is_stopping = False
         self._next_look_s = self._next_trim_s = self._next_tidy_s = 0.0
         self._reported_s, self._reported_num = time.monotonic(), 0
@@ -86,6 +87,8 @@ class IngestWorker:
         try:
             while not self._is_stopping:
                 try:
+                    if keeping.done():
+                        await keeping  # what ended it ends us: nobody works without leases
                     await self._upkeep(stalled_s=time.monotonic() - turned_s)
                     turned_s = time.monotonic()
                     deliveries = await self._read()
@@ -97,14 +100,14 @@ class IngestWorker:
                     if until_idle_s is not None and self._is_idle(until_idle_s, last_frame_s, started_s):
                         self._flush()
                         self.stop()
-                    await self._committer.next()
-                    failures = 0
+                    if await self._committer.next():
+                        failures = 0
                 except StreamsLost as error:
                     await self._back_off(error, failures)
                     failures += 1
         finally:
-            keeping.cancel()
             await self._close()
+            keeping.cancel()
 
     def _is_idle(self, until_idle_s: float, last_frame_s: float, started_s: float) -> bool:
         """Whether nothing came for long enough; those of a dead replica are waited for until its leases end."""
@@ -116,20 +119,20 @@ class IngestWorker:
         """New entries of the sites that have room for them."""
         sites = list(self.sites.ours.values())
         num_held = sum(site.num_waiting_bytes + site.num_decided_bytes for site in sites)
-        if num_held > self._settings.max_buffer_bytes:
-            await self._committer.wait()  # the disk is behind: it frees memory, not the streams
-            self._excuse(sites, _SIDES)
-            return []
+        room = self._settings.max_waiting_bytes
+        if num_held > self._settings.max_buffer_bytes:  # each site keeps to its part: no one stops the others
+            room = min(room, self._settings.max_buffer_bytes // len(sites))
         full: set[tuple[str, Kind]] = set()
         for site in sites:
-            if site.num_decided_bytes > self._settings.max_waiting_bytes:
-                full |= {(site.name, side) for side in _SIDES}
-            elif side := site.full_side():
+            site.forget_done()
+            if site.num_decided_bytes > room:
+                full |= {(site.name, kind) for kind in KINDS}
+            elif side := site.full_side(limit_bytes=room // 2):
                 full.add((site.name, side))
         largest = max(self._entry_bytes.values(), default=_FIRST_ENTRY_BYTES)
         read_bytes = min(_READ_BYTES, self._settings.max_waiting_bytes // 2)
         count = max(2, min(_MAX_READ_COUNT, int(read_bytes / max(2 * len(sites), 1) / largest)))
-        if sites and len(full) == 2 * len(sites):
+        if sites and len(full) == len(KINDS) * len(sites):
             await self._committer.wait()
             deliveries = []
         else:
@@ -208,25 +211,36 @@ class IngestWorker:
     async def _tidy(self) -> None:
         """Hold the store's limits, and remove encoded images if asked to."""
         async with self._committer.writing:
-            await self.sites.share_disk()
+            try:
+                await self.sites.share_disk()
+            except OSError as error:  # a folder that cannot be looked into: the shares stay as they are
+                self._say_once("disk_not_shared", site="", reason=str(error))
             for site in list(self.sites.ours.values()):
                 try:
                     await asyncio.to_thread(self._tidy_store, site)
+                    self._said.discard(("store_not_tidied", site.name))
                 except StoreFencedError as error:
-                    await self.sites.drop(site.name, reason=str(error))
+                    await self.sites.drop(site, reason=str(error))
                 except StoreError as error:
-                    self._log.warning("store_not_tidied", site=site.name, reason=str(error))
+                    self._say_once("store_not_tidied", site=site.name, reason=str(error))
+
+    def _say_once(self, event: str, *, site: str, reason: str) -> None:
+        """Until it has been well again in between."""
+        if (event, site) not in self._said:
+            self._said.add((event, site))
+            self._log.warning(event, site=site, reason=reason)
 
     async def _trim(self) -> None:
         """Free the server's memory of what every reader has finished."""
         for name, site in list(self.sites.ours.items()):
-            tidied = await self._janitor.tidy(name)
-            for kind, num in tidied.num_lost.items():
-                site.tally.num_lost += num
-                if num:
-                    self._log.warning(
-                        "entries_lost", site=name, stream=kind, num=num, reason="streams beyond their limit"
-                    )
+            num_lost = sum((await self._janitor.tidy(name)).num_lost.values())
+            site.tally.num_lost += num_lost
+            if num_lost:
+                self._say_once(
+                    "entries_lost", site=name, reason=f"streams beyond their limit: {num_lost}, and more"
+                )
+            else:
+                self._said.discard(("entries_lost", name))
 
     def _tidy_store(self, site: Site) -> None:
         site.writer.evict()
@@ -277,7 +291,10 @@ class IngestWorker:
             for name in list(self.sites.ours):
                 await self.sites.release(name)
             await self._leases.resign()
-        except (*StreamsLost, TimeoutError) as error:
-            self._log.warning("ingest_stopped_short", reason=str(error) or "the disk did not answer")
+        except TimeoutError:
+            self._log.warning("ingest_stopped_short", reason="the disk did not answer")
+            return  # a thread still holds the stores; who takes them next seals them
+        except StreamsLost as error:
+            self._log.warning("ingest_stopped_short", reason=str(error))
         for site in self.sites.ours.values():
             site.writer.close()

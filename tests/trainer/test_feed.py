@@ -145,3 +145,13 @@ def test_encodings_of_evicted_pairs_are_let_go(store_dir) -> None:
     cache.append([(scene(i).id, False, np.zeros(12, np.float16)) for i in range(1200)])
     cache.forget_all_but({scene(i).id for i in range(1190, 1200)})
     assert len(EncodingCache(store_dir, site="north", encoder_id="e", dim=12)) == 10
+
+
+def test_newest_pairs_of_all_sites_are_encoded_first(store_dir, vision) -> None:
+    """A site that stopped long ago does not keep live ones waiting, whatever their names."""
+    fill(store_dir, [scene(i, site="yard") for i in range(10)], site="yard")
+    fill(store_dir, [scene(i, site="demo") for i in range(10, 20)], site="demo")
+    feed = feed_of(store_dir, vision)
+    feed.encode(8)
+    assert feed.sites == ["demo"]
+    assert len(feed) == 8

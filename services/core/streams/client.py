@@ -53,7 +53,7 @@ MIN_SERVER = (7, 0)
 
 ANY_RADAR_KEY = re.compile(rb"echosight:\{(.*)\}:radar", re.DOTALL)
 _CLUSTER_URL = re.compile(r"(rediss?)\+cluster://(.*@)?([^/?@]+)(.*)")
-_PASSING = re.compile(r"(?:^|caused error: \W*)(?:MISCONF|NOREPLICAS|UNBLOCKED)\b")
+_PASSING = re.compile(r"(?:^|caused error: \W*)(?:BUSY|MISCONF|NOREPLICAS|UNBLOCKED)\b")
 
 StreamsLost = (
     RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError,

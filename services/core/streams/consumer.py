@@ -269,10 +269,10 @@ class Consumer:
         await acknowledge(self._client, deliveries, group=INGEST_GROUP)
 
     @passing_as_lost()
-    async def bury(self, refused: Sequence[tuple[Delivery, str]]) -> int:
+    async def bury(self, refused: Sequence[tuple[Delivery, str]]) -> list[bool]:
         """Move entries to their sites' dead letters, each with its reason, and acknowledge them: both or neither.
 
-        Returns how many went there now: repeated after a lost answer it leaves alone what is there. Raises
+        Returns which went there now: repeated after a lost answer it leaves alone what is there. Raises
         StreamsLost errors, and StreamsError if the key of the dead letters is no stream.
         """
         return await bury(self._client, refused, group=INGEST_GROUP)

@@ -73,26 +73,28 @@ async def acknowledge(client: Client, deliveries: Iterable[Delivery], *, group: 
     await call(client, calls)
 
 
-async def bury(client: Client, refused: Sequence[tuple[Delivery, str]], *, group: str) -> int:
-    """Each delivery into its site's dead letters, with its reason, in one round trip; how many went there now.
+async def bury(client: Client, refused: Sequence[tuple[Delivery, str]], *, group: str) -> list[bool]:
+    """Each delivery into its site's dead letters, with its reason, in one round trip; which went there now.
 
     One that is not pending any more is left alone. Raises StreamsLost errors, and StreamsError if the key of
     the dead letters holds something else.
     """
-    calls, num_buried = [], 0
+    calls, are_news = [], [True] * len(refused)
+    called = []
     try:
-        for delivery, reason in refused:
+        for at, (delivery, reason) in enumerate(refused):
             letter = _letter(delivery, reason)
             dead = stream_key(delivery.site, "dead")
             if len(letter) <= MAX_VALUES:
                 arguments = (group, delivery.entry_id, DEAD_MAX_ENTRIES, *letter)
                 calls.append(Call(_BURY, (dead, delivery.key), arguments))
+                called.append(at)
             else:  # too many fields for a script: a letter may come twice then, but is never lost
                 await client.execute_command("XADD", dead, "MAXLEN", "~", DEAD_MAX_ENTRIES, "*", *letter)
                 await acknowledge(client, [delivery], group=group)
-                num_buried += 1
-        answers: list[int] = await call(client, calls)
-        return num_buried + sum(answers)
+        for at, answer in zip(called, await call(client, calls), strict=True):
+            are_news[at] = bool(answer)
+        return are_news
     except ResponseError as error:
         if "WRONGTYPE" not in str(error):
             raise

@@ -22,9 +22,13 @@ return token
 """KEYS: lease, token. ARGV: owner, floor, ttl_ms. Asked again by its owner (an answer got lost): a newer token."""
 
 _RENEW = Script("""
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+local held = redis.call('GET', KEYS[1])
+if held == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if held or redis.call('GET', KEYS[2]) ~= ARGV[3] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
 """)
+"""KEYS: lease, token. ARGV: value, ttl_ms, token. One that ran out is ours still if no token was given since."""
 
 _RELEASE = Script("""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -66,7 +70,11 @@ class SiteLeases:
     async def renew(self, tokens: Mapping[str, int]) -> set[str]:
         """Hold on to the sites for another `ttl_ms`; those among them that are not ours any more."""
         calls = [
-            Call(_RENEW, (stream_key(site, "lease"),), (self._value(token), self._ttl_ms))
+            Call(
+                _RENEW,
+                (stream_key(site, "lease"), stream_key(site, "token")),
+                (self._value(token), self._ttl_ms, token),
+            )
             for site, token in tokens.items()
         ]
         are_ours = await call(self._client, calls)

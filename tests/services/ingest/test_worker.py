@@ -16,7 +16,7 @@ import pytest
 import redis
 import structlog.testing
 
-from services.core import fence
+from services.core import codec, fence
 from services.core.errors import SettingsError, StoreError
 from services.core.frames import FrameId
 from services.core.logs import logger
@@ -451,6 +451,61 @@ async def test_sensor_far_ahead_of_the_other_waits_in_its_stream(publisher, redi
         assert 0 < most <= 1024**2 // 4
         assert worker.counts["radar.evicted"] == 0
     assert stored(tmp_path) == ids(0, len(stored(tmp_path)))
+
+
+async def test_sensors_that_die_at_every_site_do_not_stop_ingest_for_good(publisher, redis_url, tmp_path) -> None:
+    """More waits at all sites together than may be held; then the radars come back."""
+    names, wide = [f"s{i}" for i in range(10)], (2, 64, 64)
+    async with (
+        ingest(redis_url, tmp_path, max_buffer_bytes=1024**2, idle_timeout_s=0.5) as worker,
+        running(worker),
+    ):
+        for site in names:
+            await publisher.publish([radar_frame(seq * 100, seq=seq, site=site, shape=wide) for seq in range(30)])
+        await until(lambda: worker.counts["radar.no_partner"] + worker.counts["radar.evicted"] >= 250)
+        for site in names:
+            await publish_pairs(publisher, 100, 110, site=site)
+        await until(lambda: worker.counts["stored"] >= 80)
+
+
+async def test_worker_does_not_go_on_without_its_leases(publisher, redis_url, tmp_path, monkeypatch) -> None:
+    await publish_pairs(publisher, 0, 1)
+    async with ingest(redis_url, tmp_path) as worker:
+        run = asyncio.create_task(worker.run())
+        await until(lambda: "north" in worker.sites.ours)
+
+        async def broken(_: object) -> set[str]:
+            raise ValueError("what nobody thought of")
+
+        monkeypatch.setattr(worker.sites._leases, "renew", broken)
+        async with asyncio.timeout(10):
+            with pytest.raises(ValueError, match="nobody thought of"):
+                await run
+
+
+async def test_full_server_that_refuses_a_burial_does_not_keep_others_from_being_acknowledged(
+    publisher, redis_url, redis_client, tmp_path
+) -> None:
+    for site in ("north", "south"):
+        await publish_pairs(publisher, 0, 1, site=site)
+    try:
+        async with ingest(redis_url, tmp_path) as worker, running(worker):
+            await until(lambda: worker.counts["stored"] == 2)
+            with redis_client.pipeline(
+                transaction=True
+            ) as sent:  # all is there, and the server full, in one moment
+                sent.xadd(stream_key("south", "radar"), {"header": b"{}", "data": bytes(1000)})
+                for frame, kind in ((radar_frame(100, seq=1), "radar"), (camera_frame(104, seq=1), "camera")):
+                    sent.xadd(stream_key("north", kind), dict(codec.encode(frame)))
+                sent.config_set("maxmemory", 1)
+                sent.execute()
+            await until(lambda: worker.counts["stored"] == 3)
+            await until(lambda: num_pending(redis_client) == 0)
+            assert worker.counts["radar.undecodable"] == 0
+            redis_client.config_set("maxmemory", 0)
+            await until(lambda: worker.counts["radar.undecodable"] == 1)
+    finally:
+        redis_client.config_set("maxmemory", 0)
 
 
 class Proxy:
