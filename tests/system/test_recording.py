@@ -78,8 +78,8 @@ def test_real_recording_is_paired_learnt_and_classified(tmp_path: Path) -> None:
         assert len(replayed["report"]["missing"]) == 50
 
         def counted() -> dict[str, int] | None:
-            ingest = echosight("status", environment=environment)["ingest"] or {}
-            counts: dict[str, int] = ingest.get("counts", {})
+            replicas = echosight("status", environment=environment)["ingest"]
+            counts: dict[str, int] = replicas[0]["counts"] if replicas else {}
             decided = {
                 side: sum(n for name, n in counts.items() if name.startswith(side)) for side in ("radar", "camera")
             }
