@@ -9,7 +9,7 @@ import redis
 
 from services.core.embedded import start_embedded_server
 from services.core.frames import CameraFrame, Label, RadarFrame
-from services.core.segments import Pair
+from services.core.store import Pair, StoreReader
 from services.core.streams import Publisher
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(60) + b"\xff\xd9"
@@ -67,3 +67,13 @@ def label(at_ms: float, name: str, *, seq: int = 0, site: str = "north") -> Labe
 
 def pair(at_ms: float, *, seq: int = 0, site: str = "north", shape: tuple[int, ...] = (2, 4, 3)) -> Pair:
     return Pair(radar_frame(at_ms, seq=seq, site=site, shape=shape), camera_frame(at_ms + 3, seq=seq, site=site))
+
+
+def stored_seqs(store_dir: Path) -> list[int]:
+    """Sequence numbers of all stored pairs, in the order of a reader; each can be read whole."""
+    reader = StoreReader(store_dir)
+    reader.refresh()
+    found = [stored.id.seq for stored in reader]
+    assert all(stored.radar() is not None and stored.camera() is not None for stored in reader)
+    reader.close()
+    return found

@@ -7,7 +7,6 @@ fence may call this.
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,13 +78,6 @@ def remove(directory: Path, name: str) -> None:
     """Remove a segment, its data first: without them it is gone. Raises OSError."""
     for suffix in SUFFIXES:
         (directory / f"{name}{suffix}").unlink(missing_ok=True)
-
-
-def damaged_rows(reader: SegmentReader) -> Iterator[int]:
-    """Rows of a segment, as of its last refresh, that are not void and not intact."""
-    for index, _ in reader.ids():
-        if not reader.is_intact(index):
-            yield index
 
 
 def _seal(directory: Path, name: str, seal: Seal) -> Seal:

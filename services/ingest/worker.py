@@ -67,7 +67,7 @@ class IngestWorker:
 
     @property
     def counts(self) -> Counter[str]:
-        """Over all sites, "radar.paired" and so on; "stored" are new pairs on disk, "labels" all labels."""
+        """Over all sites: "radar.paired", "labels.stored" and so on; "stored" are new pairs on disk."""
         total: Counter[str] = Counter()
         for tally in self.sites.tallies.values():
             total.update({f"{kind}.{reason}": num for (kind, reason), num in tally.frames.items()})

@@ -1,7 +1,5 @@
 """Which pairs outlive the rest: by class, a person first, the newest first, up to a quota; and fair shares."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +8,7 @@ from services.core.frames import FrameId, Seen
 from services.core.pins import Candidate, Pins
 from services.core.shares import fair_shares, site_sizes
 from services.core.store import Pair, StoreLimits, StoreReader, StoreWriter
-from tests.conftest import label, pair
+from tests.conftest import label, pair, stored_seqs
 
 
 def candidate(seq: int, *, said: str = "", seen: str = "") -> Candidate:
@@ -59,23 +57,14 @@ def fill(writer: StoreWriter, num: int, *, start: int = 0, seen: dict[int, Seen]
         writer.append([Pair(one.radar, one.camera, seen=(seen or {}).get(seq))])
 
 
-def seqs(store_dir: Path) -> list[int]:
-    reader = StoreReader(store_dir)
-    reader.refresh()
-    found = [stored.id.seq for stored in reader]
-    assert all(stored.radar() is not None and stored.camera() is not None for stored in reader)
-    reader.close()
-    return found
-
-
 def test_labelled_pairs_outlive_the_rest_up_to_the_quota_of_their_class(store_dir) -> None:
     writer = StoreWriter(store_dir, "north", limits=small_limits(pinned_share=0.4))
     writer.append_labels([label(seq, "car", seq=seq) for seq in (1, 3)])
     fill(writer, 300)
-    assert {1, 3} <= set(seqs(store_dir))
+    assert {1, 3} <= set(stored_seqs(store_dir))
     writer.append_labels([label(seq, "car", seq=seq) for seq in range(300, 600)])
     fill(writer, 300, start=300)
-    left = seqs(store_dir)
+    left = stored_seqs(store_dir)
     assert not {1, 3} & set(left)  # newer cars took their place
     assert writer.num_bytes - writer.labels.num_bytes <= 40_000 + 10_000
     writer.close()
@@ -86,7 +75,7 @@ def test_pairs_of_a_rare_class_outlive_those_that_a_sure_detector_calls_common(s
     seen = {seq: Seen("empty", 0.9) for seq in range(400)}
     seen |= {2: Seen("cyclist", 0.9), 4: Seen("cyclist", 0.5), 5: Seen("cyclist", 0.49), 6: Seen("", 0.9)}
     fill(writer, 400, seen=seen)
-    left = seqs(store_dir)
+    left = stored_seqs(store_dir)
     assert left[:2] == [2, 4]
     assert left[2:] == list(range(402 - len(left), 400))
     reader = StoreReader(store_dir)
@@ -107,7 +96,7 @@ def test_pins_are_the_same_after_a_restart(store_dir) -> None:
     writer.append_labels([label(9, "cyclist", seq=9)])
     assert {k: v for k, v in writer._pins.num_said.items() if v} == {"empty": 1, "cyclist": 1}
     fill(writer, 300, start=30)
-    assert seqs(store_dir)[:3] == [2, 7, 9]
+    assert stored_seqs(store_dir)[:3] == [2, 7, 9]
     assert sum(writer._pins.num_said.values()) == 2
     writer.close()
 
@@ -120,7 +109,7 @@ def test_eviction_ends_when_all_that_is_left_is_pinned_and_copies_nothing_then(s
     writer.limits = small_limits(pinned_share=1.0, min_free_bytes=2**62)
     before = {path.name for path in store_dir.rglob("*.seg")}
     assert writer.evict() == 0
-    assert seqs(store_dir) == list(range(30))
+    assert stored_seqs(store_dir) == list(range(30))
     assert {path.name for path in store_dir.rglob("*.seg")} == before
     writer.close()
 
@@ -133,7 +122,7 @@ def test_one_eviction_moves_about_one_segment_of_pinned_pairs_at_most(store_dir)
     assert num_segments > 10
     writer.limits = small_limits(max_bytes=400_000, pinned_share=0.9, min_free_bytes=2**62)
     assert 0 < writer.evict() < 12
-    assert len(seqs(store_dir)) == len(writer) > 85
+    assert len(stored_seqs(store_dir)) == len(writer) > 85
     writer.close()
 
 
@@ -147,12 +136,12 @@ def test_crash_after_pinned_pairs_have_moved_shows_them_once(store_dir, monkeypa
         writer.evict()
     monkeypatch.undo()
     writer.close()
-    assert seqs(store_dir) == list(range(10))
+    assert stored_seqs(store_dir) == list(range(10))
     heir = StoreWriter(store_dir, "north", limits=small_limits())
     assert len(heir) == 10
     heir.limits = small_limits(min_free_bytes=2**62)
     heir.evict()
-    assert set(range(num_moved)) <= set(seqs(store_dir))
+    assert set(range(num_moved)) <= set(stored_seqs(store_dir))
     heir.close()
 
 

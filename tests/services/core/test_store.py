@@ -14,7 +14,7 @@ import pytest
 from services.core.errors import StoreError
 from services.core.frames import FrameId, Seen, SeenObject
 from services.core.store import Pair, StoreLimits, StoreReader, StoreWriter
-from tests.conftest import JPEG, MS, label, pair
+from tests.conftest import JPEG, MS, label, pair, stored_seqs
 
 
 @pytest.fixture
@@ -28,15 +28,6 @@ def file_of(store_dir: Path, suffix: str, *, site: str = "north") -> Path:
     """The one file of a site with this suffix."""
     [path] = (store_dir / site).rglob(f"*{suffix}")
     return path
-
-
-def seqs(store_dir: Path) -> list[int]:
-    reader = StoreReader(store_dir)
-    reader.refresh()
-    found = [stored.id.seq for stored in reader]
-    assert all(stored.radar() is not None and stored.camera() is not None for stored in reader)
-    reader.close()
-    return found
 
 
 def test_reader_sees_what_was_appended_bit_for_bit(writer, store_dir) -> None:
@@ -72,7 +63,7 @@ def test_same_id_is_stored_once_also_after_a_restart(store_dir) -> None:
     again = StoreWriter(store_dir, "north", limits=StoreLimits(min_free_bytes=0))
     assert again.append([pair(0), pair(9, seq=1)]) == 1
     again.close()
-    assert seqs(store_dir) == [0, 1]
+    assert stored_seqs(store_dir) == [0, 1]
 
 
 def test_reader_refuses_a_damaged_pair_whole(writer, store_dir) -> None:
@@ -108,7 +99,7 @@ def test_what_no_segment_needs_is_removed_at_the_next_start(store_dir) -> None:
         (directory / name).write_bytes(b"x" * 1000)
     StoreWriter(store_dir, "north").close()
     assert not {path.name for path in store_dir.rglob("*")} & set(names)
-    assert seqs(store_dir) == [0]
+    assert stored_seqs(store_dir) == [0]
 
 
 def test_rows_of_an_append_that_failed_are_taken_back_from_readers(writer, store_dir, monkeypatch) -> None:
@@ -167,7 +158,7 @@ def test_oldest_segments_go_first_when_the_bytes_are_used_up(store_dir) -> None:
     fill(writer, 200)
     assert writer.num_bytes <= 40_000 + 5_000
     assert writer.num_evicted > 0
-    left = seqs(store_dir)
+    left = stored_seqs(store_dir)
     assert left == list(range(200 - len(left), 200))
     on_disk = sum(path.stat().st_size for path in (store_dir / "north").glob("*.*g"))
     assert on_disk < 46_000
@@ -195,7 +186,7 @@ def test_old_segments_go_by_age(store_dir) -> None:
     for path in sorted((store_dir / "north").rglob("*.idx"))[:2]:
         os.utime(path, (1, 1))
     assert writer.evict() > 0
-    assert seqs(store_dir)[0] > 0
+    assert stored_seqs(store_dir)[0] > 0
     writer.close()
 
 
@@ -210,7 +201,7 @@ def test_open_segment_goes_by_age_also_after_a_restart(store_dir) -> None:
             writer.close()
             writer = StoreWriter(store_dir, "north", limits=small_limits(max_age_s=3600))
         assert writer.evict() == 1
-        assert (len(writer), seqs(store_dir)) == (0, [])
+        assert (len(writer), stored_seqs(store_dir)) == (0, [])
         assert list((store_dir / "north").rglob("*.seg")) == []
     writer.close()
 
@@ -222,7 +213,7 @@ def test_segment_of_a_slow_site_is_sealed_long_before_it_is_full(store_dir, monk
     monkeypatch.setattr(time, "time", lambda: now_s + 500)
     assert writer.append([pair(1, seq=1)]) == 1
     assert len(list((store_dir / "north").rglob("*.idx"))) == 2
-    assert seqs(store_dir) == [0, 1]
+    assert stored_seqs(store_dir) == [0, 1]
     writer.close()
 
 
@@ -233,7 +224,7 @@ def test_eviction_from_another_thread_does_not_disturb_appends(store_dir) -> Non
         while not filling.done():
             writer.evict()
         filling.result()
-    left = seqs(store_dir)
+    left = stored_seqs(store_dir)
     assert left == list(range(300 - len(left), 300))
     assert len(left) == len(writer)
     writer.close()
