@@ -1,95 +1,79 @@
-"""The contrastive step: Eq. 1 of the paper, and the queue of past image encodings.
+"""The contrastive loss: Eq. 1 of the paper, and what has been proposed in its place.
 
     L(q, k+, k-) = -log  exp(q.k+ / tau) / ( exp(q.k+ / tau) + sum_j exp(q.k-_j / tau) )
 
-q: the radar encoding that learns; k+: the frozen encoding of the image that saw the same instant; k-: K encodings
-of past images. The module does not know where encodings come from, nor what a label is.
+q: the encoding that learns; k+: the frozen encoding of what the other sensor saw at the same instant; k-:
+encodings of other instants. The module does not know where encodings come from, nor what a label is.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Scenes:
-    """Which scenes a batch of encodings shows. id, site, at_ns: (B,) int64; id is unique over all sites."""
-
-    id: Tensor
-    site: Tensor
-    at_ns: Tensor
-
-    def to(self, device: torch.device) -> "Scenes":
-        return Scenes(self.id.to(device), self.site.to(device), self.at_ns.to(device))
+LossName = Literal["info_nce", "decoupled", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """loss: () float32, nats. chance: log(mean number of candidates). top1: share of k+ ranked first."""
+    """loss: () float32, nats. chance: log(mean number of candidates). top1: () share of k+ ranked first."""
 
     loss: Tensor
-    chance: float
-    top1: float
+    chance: Tensor
+    top1: Tensor
 
 
-class Queue(nn.Module):
-    """The last K image encodings with their scenes: a ring that starts empty and takes batches of any size."""
+def contrast(
+    q: Tensor,
+    k: Tensor,
+    *,
+    negatives: Tensor,
+    is_negative: Tensor,
+    scale: Tensor | float,
+    loss: LossName = "info_nce",
+    bias: Tensor | float = 0.0,
+    soft_share: float = 0.0,
+    soft_scale: float = 10.0,
+) -> Contrast:
+    """The loss of B queries against one positive and M masked negatives each.
 
-    keys: Tensor
-    id: Tensor
-    site: Tensor
-    at_ns: Tensor
-    num_seen: Tensor
-
-    def __init__(self, K: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("keys", torch.zeros(K, dim))
-        self.register_buffer("id", torch.full((K,), -1, dtype=torch.int64))
-        self.register_buffer("site", torch.full((K,), -1, dtype=torch.int64))
-        self.register_buffer("at_ns", torch.zeros(K, dtype=torch.int64))
-        self.register_buffer("num_seen", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def K(self) -> int:  # noqa: N802 - the paper's letter
-        return len(self.keys)
-
-    @torch.no_grad()
-    def push(self, k: Tensor, scenes: Scenes) -> None:
-        """Take in k: (B, D) float32, L2 norm; the oldest fall out."""
-        k, new_id = k[-self.K :], scenes.id[-self.K :]
-        at = (int(self.num_seen) + torch.arange(len(k), device=k.device)) % self.K
-        self.keys[at] = k
-        self.id[at] = new_id
-        self.site[at] = scenes.site[-self.K :]
-        self.at_ns[at] = scenes.at_ns[-self.K :]
-        self.num_seen += len(k)
-
-    def is_negative(self, scenes: Scenes, *, exclude_within_ns: int) -> Tensor:
-        """(B, K) bool: filled, not the query's own scene, and not close in time to it on its site."""
-        filled = self.id >= 0
-        other = scenes.id[:, None] != self.id[None, :]
-        apart = (scenes.at_ns[:, None] - self.at_ns[None, :]).abs() > exclude_within_ns
-        elsewhere = scenes.site[:, None] != self.site[None, :]
-        return filled[None, :] & other & (apart | elsewhere)
-
-
-def info_nce(q: Tensor, k: Tensor, *, negatives: Tensor, is_negative: Tensor, scale: Tensor | float) -> Contrast:
-    """Eq. 1.
-
-    q, k: (B, D) float32, any norm; k is detached. negatives: (K, D) float32, L2 norm, detached.
-    is_negative: (B, K) bool. scale: 1 / tau.
+    q, k: (B, D), any norm. negatives: (M, D) float32, unit L2 norm. is_negative: (B, M) bool. scale: 1 / tau.
+    loss: info_nce (Eq. 1); decoupled, without the positive in the denominator (Yeh et al., 2022); or sigmoid, one
+    binary decision a candidate with a learnt `bias` (Zhai et al., 2023). soft_share: how much of the target goes
+    to negatives that look like k+, by softmax(k+ . k- * soft_scale); 0 is the paper's. Only for info_nce.
     """
     q = F.normalize(q.float(), dim=1)
     k = F.normalize(k.float(), dim=1)
     l_pos = (q * k).sum(1, keepdim=True)  # (B, 1)
-    l_neg = q @ negatives.T  # (B, K)
-    logits = torch.cat([l_pos, l_neg], 1) * scale  # (B, 1 + K)
+    l_neg = q @ negatives.T  # (B, M)
     # Masked after scaling: -inf times a learned scale would have a gradient of nan.
-    logits[:, 1:] = logits[:, 1:].masked_fill(~is_negative, -math.inf)
-    loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device))
-    candidates = 1.0 + is_negative.sum(1).float().mean()
-    top1 = (logits.argmax(1) == 0).float().mean()
-    return Contrast(loss, chance=math.log(float(candidates)), top1=float(top1))
+    logits = torch.cat([l_pos * scale, (l_neg * scale).masked_fill(~is_negative, -math.inf)], 1)  # (B, 1 + M)
+    match loss:
+        case "info_nce":
+            log_p = logits.log_softmax(1)
+            value = -log_p[:, 0]
+            if soft_share:
+                target = _soft_target(k, negatives, is_negative, soft_scale)  # (B, 1 + M)
+                soft = -(target * log_p.masked_fill(target == 0, 0.0)).sum(1)
+                value = (1 - soft_share) * value + soft_share * soft
+        case "decoupled":
+            rest = logits[:, 1:].masked_fill(~is_negative.any(1, keepdim=True), 0.0)  # no negative at all: log 1
+            value = rest.logsumexp(1) - logits[:, 0]
+        case "sigmoid":
+            value = -F.logsigmoid(logits[:, 0] + bias)
+            value = value - F.logsigmoid(-(logits[:, 1:] + bias)).masked_fill(~is_negative, 0.0).sum(1)
+    with torch.no_grad():
+        chance = (1.0 + is_negative.sum(1).float().mean()).log()
+        top1 = (logits.argmax(1) == 0).float().mean()
+    return Contrast(value.mean(), chance, top1)
+
+
+@torch.no_grad()
+def _soft_target(k: Tensor, negatives: Tensor, is_negative: Tensor, scale: float) -> Tensor:
+    """(B, 1 + M): how alike the candidates look to the frozen encoder."""
+    alike = torch.cat([torch.ones(len(k), 1, device=k.device), k @ negatives.T], 1) * scale
+    alike[:, 1:] = alike[:, 1:].masked_fill(~is_negative, -math.inf)
+    return alike.softmax(1)

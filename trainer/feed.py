@@ -18,8 +18,8 @@ from services.core.frames import FrameId, Label, RadarFrame
 from services.core.profiles import SiteProfile, load_profile
 from services.core.registry import InputContract
 from services.core.store import StoredPair, StoreReader
-from trainer.contrast import Scenes
 from trainer.encodings import EncodingCache, Vector
+from trainer.queue import Scenes
 from trainer.vision import VisionEncoder, decode_image
 
 _NUM_PROFILE_FRAMES = 256

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from services.core.errors import EchosightError
 from services.core.registry import InputContract
-from trainer.contrast import Contrast, Queue, info_nce
+from trainer.contrast import Contrast, contrast
 from trainer.feed import Batch
+from trainer.precision import Precision, choose_precision
+from trainer.queue import Queue, Scenes, is_negative
 from trainer.radar import Preprocess, build_encoder, default_architecture
 from trainer.settings import TrainerSettings
 
@@ -37,19 +39,17 @@ class Learner:
         self.contract = contract
         self.device = device
         self.architecture = default_architecture(settings.radar_encoder)
-        shape = contract.shape
-        self.preprocess = Preprocess(0, (shape[0], shape[1], shape[2])).to(device)
-        self.encoder = (
-            build_encoder(self.architecture, (shape[0], shape[1], shape[2]), weights=settings.radar_weights)
-            .to(device)
-            .to(memory_format=torch.channels_last)
-        )
-        feature_dim = self.architecture["feature_dim"]
-        self.projection: nn.Module = nn.Identity()
-        if feature_dim != key_dim:
-            self.projection = nn.Linear(feature_dim, key_dim, bias=False).to(device)
+        shape = (contract.shape[0], contract.shape[1], contract.shape[2])
+        self.preprocess = Preprocess(0, shape).to(device)
+        encoder = build_encoder(self.architecture, shape, weights=settings.radar_weights).to(device)
+        self.precision = choose_precision(settings.precision, encoder, shape=shape, device=device)
+        self.encoder = self.precision.lay_out_net(encoder)
+        self.projection = _projection(settings, self.architecture["feature_dim"], key_dim).to(device)
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(settings.temperature), device=device), requires_grad=settings.learn_temperature
+        )
+        self.bias = nn.Parameter(
+            torch.tensor(-math.log(settings.queue_size), device=device), requires_grad=settings.loss == "sigmoid"
         )
         self.average = copy.deepcopy(self.encoder).requires_grad_(False)
         self.queue = Queue(settings.queue_size, key_dim).to(device)
@@ -59,35 +59,49 @@ class Learner:
         self.num_learnt = 0  # pairs, each as often as it was in a batch
 
     def step(self, batch: Batch) -> Contrast:
-        """One optimizer step on Eq. 1. Raises DivergedError before the weights are touched."""
-        settings = self.settings
+        """One optimizer step. Raises DivergedError before the weights are touched."""
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * self._schedule()
+            group["lr"] = self.settings.learning_rate * self._schedule()
         self.encoder.train()
         x = self.preprocess(batch.heatmap.to(self.device), batch.site.to(self.device))  # (B, C, R, A)
-        x = self._augment(x, batch.mirrored)
-        q = self.projection(self.encoder(x.contiguous(memory_format=torch.channels_last)))  # (B, D)
-        k = batch.k.to(self.device)  # (B, D)
+        x = self.precision.lay_out(self._augment(x, batch.mirrored))
+        with self.precision.autocast(self.device):
+            q = self.projection(self.encoder(x)).float()  # (B, D)
+        k = nn.functional.normalize(batch.k.to(self.device), dim=1)  # (B, D)
         scenes = batch.scenes.to(self.device)
-        contrast = info_nce(
-            q,
-            k,
-            negatives=self.queue.keys.clone(),
-            is_negative=self.queue.is_negative(scenes, exclude_within_ns=round(settings.exclude_within_s * 1e9)),
-            scale=self.log_scale.exp().clamp(max=_MAX_SCALE),
-        )
-        if not torch.isfinite(contrast.loss):
+        found = self._contrast(q, k, scenes)
+        if not torch.isfinite(found.loss):
             raise DivergedError(
-                f"loss is {contrast.loss.item()} at step {self.step_num}", remedy="lower ECHOSIGHT_LEARNING_RATE"
+                f"loss is {found.loss.item()} at step {self.step_num}", remedy="lower ECHOSIGHT_LEARNING_RATE"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        contrast.loss.backward()  # type: ignore[no-untyped-call]
+        found.loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.queue.push(nn.functional.normalize(k, dim=1), scenes)
+        self.queue.push(k, scenes)
         self.step_num += 1
         self.num_learnt += len(k)
         self._update_average()
-        return contrast
+        return found
+
+    def _contrast(self, q: Tensor, k: Tensor, scenes: Scenes) -> Contrast:
+        """Radar to image against the queue, and if so asked against the batch, and image to radar.
+
+        q: (B, D) float32. k: (B, D) float32, unit L2 norm.
+        """
+        settings, within_ns = self.settings, round(self.settings.exclude_within_s * 1e9)
+        scale = self.log_scale.exp().clamp(max=_MAX_SCALE)
+        negatives = self.queue.keys.clone()  # the push that follows must not change what backward needs
+        mask = is_negative(scenes, self.queue.scenes, exclude_within_ns=within_ns)  # (B, K)
+        if settings.in_batch_negatives:
+            beside = is_negative(scenes, scenes, exclude_within_ns=within_ns)  # (B, B)
+            negatives, mask = torch.cat([k, negatives]), torch.cat([beside, mask], 1)
+        options: dict[str, Any] = {"scale": scale, "loss": settings.loss, "bias": self.bias}
+        soft: dict[str, Any] = {"soft_share": settings.soft_share, "soft_scale": 1 / settings.soft_temperature}
+        found = contrast(q, k, negatives=negatives, is_negative=mask, **options, **soft)
+        if settings.in_batch_negatives and settings.symmetric:
+            back = contrast(k, q, negatives=nn.functional.normalize(q, dim=1), is_negative=beside, **options)
+            return Contrast((found.loss + back.loss) / 2, found.chance, found.top1)
+        return found
 
     def set_input(self, clutter: npt.NDArray[np.float32], *, scale: float | None = None) -> None:
         """Take the newest clutter table (1 + S, C, R, A), and the scale once it is known."""
@@ -103,16 +117,24 @@ class Learner:
         features: Tensor = encoder(self.preprocess(heatmap.to(self.device), site.to(self.device))).cpu()
         return features
 
+    @torch.no_grad()
+    def project(self, features: Tensor) -> Tensor:
+        """(B, feature_dim) -> (B, D) float32 on the CPU, unit L2 norm: where the image encodings are."""
+        projected: Tensor = self.projection(features.to(self.device))
+        return nn.functional.normalize(projected, dim=1).cpu()
+
     def state(self) -> dict[str, Any]:
         """Tensors and plain values only."""
         return {
             "step_num": self.step_num,
             "num_learnt": self.num_learnt,
             "optimizer_name": self.settings.optimizer,
+            "precision": [self.precision.dtype, self.precision.layout],
             "encoder": self.encoder.state_dict(),
             "projection": self.projection.state_dict(),
             "average": self.average.state_dict(),
             "log_scale": self.log_scale.detach(),
+            "bias": self.bias.detach(),
             "queue": self.queue.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -121,11 +143,15 @@ class Learner:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`, under the settings of now. Raises RuntimeError if it is of another architecture."""
+        if self.settings.precision == "auto":  # what was chosen stays: the next steps are to be the same
+            self.precision = Precision(*state["precision"])
+            self.precision.lay_out_net(self.encoder)
         self.encoder.load_state_dict(state["encoder"])
         self.projection.load_state_dict(state["projection"])
         self.average.load_state_dict(state["average"])
         if self.settings.learn_temperature:
             self.log_scale.data.copy_(state["log_scale"])
+        self.bias.data.copy_(state["bias"])
         self.queue.load_state_dict(state["queue"])
         if state["optimizer_name"] == self.settings.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -140,7 +166,7 @@ class Learner:
         weights = [*self.encoder.parameters(), *self.projection.parameters()]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in weights if p.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in weights if p.ndim <= 1] + [self.log_scale], "weight_decay": 0.0},
+            {"params": [p for p in weights if p.ndim <= 1] + [self.log_scale, self.bias], "weight_decay": 0.0},
         ]
         if settings.optimizer == "sgd":
             groups[1]["weight_decay"] = settings.weight_decay
@@ -180,6 +206,15 @@ class Learner:
             decay = 0.0
         for ours, theirs in zip(self.average.parameters(), self.encoder.parameters(), strict=True):
             ours.lerp_(theirs, 1 - decay)
+
+
+def _projection(settings: TrainerSettings, feature_dim: int, key_dim: int) -> nn.Module:
+    """From radar features to where the image encodings are; it is not part of what is served."""
+    if settings.projection == "mlp":
+        return nn.Sequential(
+            nn.Linear(feature_dim, 512), nn.LayerNorm(512), nn.ReLU(), nn.Linear(512, key_dim, bias=False)
+        )
+    return nn.Identity() if feature_dim == key_dim else nn.Linear(feature_dim, key_dim, bias=False)
 
 
 def _shift(x: Tensor, num_ranges: int, num_azimuths: int) -> Tensor:

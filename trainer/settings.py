@@ -13,6 +13,8 @@ _PAPER: dict[str, Any] = {
     "queue_size": 320,
     "temperature": 0.07,
     "learn_temperature": False,
+    "in_batch_negatives": False,
+    "symmetric": False,
     "optimizer": "sgd",
     "learning_rate": 0.03,
     "weight_decay": 1e-4,
@@ -57,6 +59,23 @@ class TrainerSettings(CoreSettings):
     queue_size: int = Field(default=512, ge=1, description="K: past image encodings used as negatives")
     temperature: float = Field(default=0.2, gt=0, le=100, description="tau, or where a learned tau starts")
     learn_temperature: bool = Field(default=False, description="learn tau, with 1/tau capped at 100")
+    in_batch_negatives: bool = Field(default=True, description="the batch's other images are negatives too")
+    symmetric: bool = Field(
+        default=True, description="with in-batch negatives: each image must find its heatmap as well"
+    )
+    loss: Literal["info_nce", "decoupled", "sigmoid"] = Field(
+        default="info_nce", description="info_nce: Eq. 1; decoupled: no positive in the denominator; sigmoid"
+    )
+    soft_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of the target for negatives that look alike; 0: none"
+    )
+    soft_temperature: float = Field(default=0.1, gt=0, description="how alike they must look")
+    projection: Literal["linear", "mlp"] = Field(
+        default="linear", description="from radar features to image encodings while learning"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="of the encoder's passes; auto: the faster of the two on this machine"
+    )
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd: momentum 0.9")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=0.05, ge=0, description="weight decay")

@@ -148,8 +148,8 @@ class TrainerWorker:
     def _note(self, contrast: Contrast) -> None:
         values = {
             "loss": float(contrast.loss.detach()),
-            "chance": contrast.chance,
-            "top1": contrast.top1,
+            "chance": float(contrast.chance),
+            "top1": float(contrast.top1),
         }
         for name, value in values.items():
             old = self._losses.get(name, value)
