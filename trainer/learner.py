@@ -42,9 +42,10 @@ class Learner:
         shape = (contract.shape[0], contract.shape[1], contract.shape[2])
         self.preprocess = Preprocess(0, shape).to(device)
         encoder = build_encoder(self.architecture, shape, weights=settings.radar_weights).to(device)
+        self.architecture["feature_dim"] = feature_dim = encoder.feature_dim
         self.precision = choose_precision(settings.precision, encoder, shape=shape, device=device)
         self.encoder = self.precision.lay_out_net(encoder)
-        self.projection = _projection(settings, self.architecture["feature_dim"], key_dim).to(device)
+        self.projection = _projection(settings, feature_dim, key_dim).to(device)
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(settings.temperature), device=device), requires_grad=settings.learn_temperature
         )
@@ -206,6 +207,8 @@ class Learner:
             decay = 0.0
         for ours, theirs in zip(self.average.parameters(), self.encoder.parameters(), strict=True):
             ours.lerp_(theirs, 1 - decay)
+        for ours, theirs in zip(self.average.buffers(), self.encoder.buffers(), strict=True):
+            ours.copy_(theirs)  # batch norm's statistics are an average already
 
 
 def _projection(settings: TrainerSettings, feature_dim: int, key_dim: int) -> nn.Module:

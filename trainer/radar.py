@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.core.errors import SettingsError
-from trainer.vgg import vgg16_to_fourth_layer
+from trainer.timm_nets import create_timm_net
+from trainer.vgg import vgg16_features
 
 _MAX_CELLS = 128 * 64  # what the small encoder's stem works at; larger maps are pooled down to it first
 
@@ -86,9 +87,9 @@ class _Residual(nn.Module):
 class Vgg16Encoder(nn.Module):
     """The paper's radar branch: VGG-16 on a heatmap resampled to 224 x 224 and replicated three times; 4096-d."""
 
-    def __init__(self, *, weights: str = "") -> None:
+    def __init__(self, *, with_last_relu: bool, weights: str = "") -> None:
         super().__init__()
-        self.net = vgg16_to_fourth_layer(weights, from_hub=False)
+        self.net = vgg16_features(weights, from_hub=False, with_last_relu=with_last_relu)
         self.feature_dim = 4096
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,22 +98,41 @@ class Vgg16Encoder(nn.Module):
         return features
 
 
+class TimmEncoder(nn.Module):
+    """Any convolutional network of timm at the radar's own resolution and channels: (B, C, R, A) -> (B, D)."""
+
+    def __init__(self, name: str, *, num_channels: int, weights: str = "") -> None:
+        super().__init__()
+        self.net = create_timm_net(name, in_chans=num_channels, weights=weights)
+        self.feature_dim = int(self.net.num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.net(x)
+        return features
+
+
 def build_encoder(architecture: dict[str, Any], shape: tuple[int, int, int], *, weights: str = "") -> nn.Module:
-    """The encoder that a manifest's `architecture` names, for heatmaps of `shape` (C, R, A)."""
+    """The encoder that a manifest's `architecture` names, for heatmaps of `shape` (C, R, A).
+
+    weights: a file to start VGG-16 or a network of timm from; empty: random ones. Raises SettingsError.
+    """
     match architecture["encoder"]:
         case "small":
             return SmallEncoder(shape, width=architecture["width"], feature_dim=architecture["feature_dim"])
-        case "vgg16":
-            return Vgg16Encoder(weights=weights)
+        case "vgg16" | "vgg16_relu":
+            return Vgg16Encoder(with_last_relu=architecture["encoder"] == "vgg16_relu", weights=weights)
+        case str(name) if name.startswith("timm:"):
+            return TimmEncoder(name.removeprefix("timm:"), num_channels=shape[0], weights=weights)
         case other:
-            raise SettingsError(f"radar encoder is {other!r}", remedy="use small or vgg16")
+            raise SettingsError(
+                f"radar encoder is {other!r}",
+                remedy="use small, vgg16, vgg16_relu or timm:NAME, timm:resnet18 for one",
+            )
 
 
 def default_architecture(encoder: str) -> dict[str, Any]:
-    """What is written into the manifest, and enough to build the encoder again."""
-    if encoder == "small":
-        return {"encoder": "small", "width": 32, "feature_dim": 128}
-    return {"encoder": encoder, "feature_dim": 4096}
+    """What a manifest says of a new encoder, besides its `feature_dim`; enough to build it again."""
+    return {"encoder": encoder} | ({"width": 32, "feature_dim": 128} if encoder == "small" else {})
 
 
 class LinearHead(nn.Module):

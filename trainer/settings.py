@@ -39,16 +39,19 @@ class TrainerSettings(CoreSettings):
     mode: Literal["edge", "paper"] = Field(
         default="edge", description="edge: small and fast; paper: VGG-16 on both sides and the paper's recipe"
     )
-    vision_encoder: Literal["efficientnet_lite0", "vgg16"] = Field(
-        default="efficientnet_lite0", description="frozen image encoder, pretrained on ImageNet"
+    vision_encoder: str = Field(
+        default="efficientnet_lite0",
+        description="frozen image encoder: efficientnet_lite0, vgg16, vgg16_relu or timm:NAME",
     )
     vision_weights: str = Field(
         default="",
-        description="state dict file for the vision encoder; empty: its package, or torchvision's hub for vgg16",
+        description="state dict file for the vision encoder; empty: its package, or torchvision's or timm's hub",
     )
-    radar_encoder: Literal["small", "vgg16"] = Field(default="small", description="the encoder that learns")
+    radar_encoder: str = Field(
+        default="small", description="the encoder that learns: small, vgg16, vgg16_relu or timm:NAME"
+    )
     radar_weights: str = Field(
-        default="", description="file with ImageNet VGG-16 weights to start the radar encoder from; empty: random"
+        default="", description="state dict file to start VGG-16 or timm's network from; empty: random"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one")
     threads: int = Field(default=0, ge=0, le=256, description="CPU threads for torch; 0: one less than cores")

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from services.core.errors import SettingsError
 
 
-def vgg16_to_fourth_layer(weights: str, *, from_hub: bool) -> nn.Module:
-    """VGG-16 with `classifier[:4]`. weights: a state dict file, or "" for the hub's or random ones."""
+def vgg16_features(weights: str, *, from_hub: bool, with_last_relu: bool = False) -> nn.Module:
+    """VGG-16 with `classifier[:4]`, or `[:5]` with its last ReLU; 4096-d.
+
+    weights: a state dict file, or "" for the hub's or random ones. Raises SettingsError.
+    """
     from torchvision.models import VGG16_Weights, vgg16
 
     try:
@@ -30,7 +33,7 @@ def vgg16_to_fourth_layer(weights: str, *, from_hub: bool) -> nn.Module:
             raise SettingsError(
                 f"{weights} does not hold VGG-16 weights: {str(error)[:200]}", remedy="use torchvision's file"
             ) from None
-    net.classifier = net.classifier[:4]
+    net.classifier = net.classifier[: 5 if with_last_relu else 4]
     net.avgpool = nn.Identity()  # at 224 px the map is 7 x 7 already; ONNX has no pooling to a size
     loaded: nn.Module = net
     return loaded

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from services.core.errors import SettingsError
 from services.core.frames import CameraFrame
-from trainer.vgg import load_state_dict, vgg16_to_fourth_layer
+from trainer.timm_nets import create_timm_net
+from trainer.vgg import load_state_dict, vgg16_features
 
 IMAGE_PX = 224
 _MAX_PIXELS = 32_000_000
@@ -60,10 +61,14 @@ def load_vision_encoder(name: str, *, weights: str = "") -> VisionEncoder:
     match name:
         case "efficientnet_lite0":
             return _efficientnet_lite0(weights)
-        case "vgg16":
-            return _vgg16(weights)
+        case "vgg16" | "vgg16_relu":
+            return _vgg16(weights, with_last_relu=name == "vgg16_relu")
+        case str() if name.startswith("timm:"):
+            return _timm(name.removeprefix("timm:"), weights)
         case _:
-            raise SettingsError(f"vision encoder is {name!r}", remedy="use efficientnet_lite0 or vgg16")
+            raise SettingsError(
+                f"vision encoder is {name!r}", remedy="use efficientnet_lite0, vgg16, vgg16_relu or timm:NAME"
+            )
 
 
 def _efficientnet_lite0(weights: str) -> VisionEncoder:
@@ -87,12 +92,25 @@ def _efficientnet_lite0(weights: str) -> VisionEncoder:
     )
 
 
-def _vgg16(weights: str) -> VisionEncoder:
-    """torchvision's VGG-16 up to the 4th layer of its classifier (the paper's cut): 4096-d, no last ReLU."""
-    net = vgg16_to_fourth_layer(weights, from_hub=not weights)
+def _timm(name: str, weights: str) -> VisionEncoder:
+    """A network of timm with the normalisation that its weights were trained with."""
+    net = create_timm_net(name, in_chans=3, weights=weights, from_hub=not weights)
+    mean, std = ([255 * v for v in net.pretrained_cfg[key]] for key in ("mean", "std"))  # type: ignore[index,union-attr]
+    return VisionEncoder(
+        net.to(memory_format=torch.channels_last),
+        name=name,
+        dim=int(net.num_features),  # type: ignore[arg-type]
+        mean=mean,
+        std=std,
+    )
+
+
+def _vgg16(weights: str, *, with_last_relu: bool) -> VisionEncoder:
+    """torchvision's VGG-16 up to the 4th layer of its classifier, the paper's cut, or with the ReLU after it."""
+    net = vgg16_features(weights, from_hub=not weights, with_last_relu=with_last_relu)
     mean = [255 * v for v in (0.485, 0.456, 0.406)]
     std = [255 * v for v in (0.229, 0.224, 0.225)]
-    return VisionEncoder(net, name="vgg16", dim=4096, mean=mean, std=std)
+    return VisionEncoder(net, name="vgg16_relu" if with_last_relu else "vgg16", dim=4096, mean=mean, std=std)
 
 
 def decode_image(frame: CameraFrame) -> Images | None:

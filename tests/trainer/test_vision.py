@@ -6,11 +6,13 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+import timm
 import torch
 
 from services.core.errors import SettingsError
 from services.core.frames import CameraFrame
-from trainer.vgg import vgg16_to_fourth_layer
+from trainer.radar import build_encoder
+from trainer.vgg import vgg16_features
 from trainer.vision import decode_image, load_vision_encoder
 
 
@@ -52,7 +54,7 @@ def test_vgg16_loads_a_state_dict_file_and_is_cut_at_the_fourth_layer(tmp_path: 
     state = {name: torch.zeros(shape) for name, shape in shapes.items()}
     state["classifier.3.bias"] += torch.arange(4096.0)
     torch.save(state, tmp_path / "vgg16.pth")
-    net = vgg16_to_fourth_layer(str(tmp_path / "vgg16.pth"), from_hub=False).eval()
+    net = vgg16_features(str(tmp_path / "vgg16.pth"), from_hub=False).eval()
     with torch.no_grad():
         assert net(torch.zeros(1, 3, 224, 224))[0].tolist() == list(range(4096))
 
@@ -92,3 +94,24 @@ def test_image_of_another_size_than_it_says_is_none() -> None:
 def test_damaged_image_is_none() -> None:
     assert decode_image(camera(b"\xff\xd8\xff\xe0 nothing \xff\xd9", "jpeg")) is None
     assert decode_image(camera(b"\x89PNG\r\n\x1a\n", "png")) is None
+
+
+def test_networks_of_timm_serve_either_side_with_their_own_normalisation(tmp_path: Path) -> None:
+    whole = timm.create_model("test_resnet", pretrained=False)
+    torch.save(whole.state_dict(), tmp_path / "net.pth")
+    encoder = load_vision_encoder("timm:test_resnet", weights=str(tmp_path / "net.pth"))
+    image = np.full((1, 224, 224, 3), 255, np.uint8)
+    mean, std = (torch.tensor(whole.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    expected = whole.eval().forward_head(
+        whole.forward_features((1.0 - mean) / std * torch.ones(1, 3, 224, 224)), pre_logits=True
+    )
+    assert torch.allclose(encoder(torch.from_numpy(image)), expected, atol=1e-4)
+    radar = build_encoder({"encoder": "timm:test_resnet"}, (2, 64, 32))
+    assert radar(torch.randn(2, 2, 64, 32)).shape == (2, radar.feature_dim)
+
+
+def test_network_that_timm_does_not_know_is_refused_with_names_like_it() -> None:
+    with pytest.raises(SettingsError, match=r"resnet_18.*use another"):
+        load_vision_encoder("timm:resnet_18")
+    with pytest.raises(SettingsError, match="vgg61"):
+        load_vision_encoder("vgg61")
