@@ -5,7 +5,7 @@ The feed does not know the radar encoder or the loss.
 
 import hashlib
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from services.core.profiles import SiteProfile, load_profile
 from services.core.registry import InputContract
 from services.core.store import StoredPair, StoreReader
 from trainer.encodings import EncodingCache, Vector
+from trainer.heldout import is_held_out, may_learn, thinned
 from trainer.queue import Scenes
 from trainer.vision import VisionEncoder, decode_image
 
@@ -27,13 +28,18 @@ _NUM_PROFILE_FRAMES = 256
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One encoded pair. uid: unique over sites. site: index into `Feed.sites`. vector: (D,) float16."""
+    """One encoded pair. uid: unique over sites. site: index into `Feed.sites`. vector: (D,) float16.
+
+    may_learn, is_held_out: see `trainer.heldout`; a pair in a guard between is neither.
+    """
 
     uid: int
     pair: StoredPair
     site: int
     mirrored: bool
     vector: Vector
+    may_learn: bool = True
+    is_held_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +57,27 @@ class Batch:
 
 
 class Feed:
-    """All encoded pairs of the store that fit the model's input contract.
+    """All encoded pairs of the store that fit the model's input contract; some are held out and never in a batch.
 
     num_seen: pairs that were ever learnt from or could have been; the store has dropped some since.
     misfits: sites whose radar is another one than the model's, with what it delivers.
     """
 
     def __init__(
-        self, store_dir: Path, *, vision: VisionEncoder, mirror_share: float, centre: bool, seed: int
+        self,
+        store_dir: Path,
+        *,
+        vision: VisionEncoder,
+        mirror_share: float,
+        centre: bool,
+        seed: int,
+        held_out_share: float = 0.0,
     ) -> None:
         self._dir = store_dir
         self._vision = vision
         self._mirror_share = mirror_share
         self._centre = centre
+        self.held_out_share = held_out_share
         self._rng = np.random.default_rng(seed)
         self.num_seen = 0
         self.reader = StoreReader(store_dir)
@@ -73,6 +87,7 @@ class Feed:
         self._caches: dict[str, EncodingCache] = {}
         self._samples: dict[tuple[str, FrameId], Sample] = {}
         self._order: list[Sample] = []
+        self._held_out: list[Sample] = []
         self._skipped: set[tuple[str, FrameId]] = set()
         self.misfits: set[str] = set()
         self._pending: list[StoredPair] = []
@@ -108,16 +123,16 @@ class Feed:
             sample = self._samples.get(at)
             if sample is not None:
                 if sample.pair is not pair:  # moved to another segment
-                    self._samples[at] = Sample(sample.uid, pair, sample.site, sample.mirrored, sample.vector)
+                    self._samples[at] = replace(sample, pair=pair)
                 continue
-            vector = self._cache(pair.site).get(pair.id, mirrored=self._is_mirrored(pair.id))
+            vector = self._cache(pair.site).get(pair.id, mirrored=self._is_mirrored(pair))
             if vector is None:
                 self._pending.append(pair)
             else:
                 self._admit(pair, vector)
         self._pending.sort(key=lambda pair: pair.id)  # over all sites: the newest are encoded first
         self._remake_lost_profiles()
-        self._order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)
+        self._sort()
         self.num_seen = max(self.num_seen, len(self._order))
 
     def encode(self, num_images: int) -> int:
@@ -131,21 +146,29 @@ class Feed:
             if radar is None or image is None or not self._fits(radar):
                 self._skipped.add((pair.site, pair.id))
                 continue
-            ready.append((pair, _three_axes(radar), image[:, ::-1] if self._is_mirrored(pair.id) else image))
+            ready.append((pair, _three_axes(radar), image[:, ::-1] if self._is_mirrored(pair) else image))
         if ready:
             images = torch.from_numpy(np.stack([image for _, _, image in ready]))
             vectors = self._vision(images.to(self._vision.mean.device)).cpu().numpy().astype(np.float16)
             news: dict[str, list[tuple[FrameId, bool, Vector]]] = {}
             for (pair, heatmap, _), vector in zip(ready, vectors, strict=True):
                 cache_rows = news.setdefault(pair.site, [])
-                cache_rows.append((pair.id, self._is_mirrored(pair.id), vector))
+                cache_rows.append((pair.id, self._is_mirrored(pair), vector))
                 self._profile(pair.site).take_in(heatmap)
-                self._admit(pair, vector)
-                self.num_seen += 1
+                self.num_seen += self._admit(pair, vector).may_learn
             for site, rows in news.items():
                 self._cache(site).append(rows)
-            self._order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)
+            self._sort()
         return len(todo)
+
+    def heldout(self, *, every_s: float, newest: int) -> list[Sample]:
+        """Encoded pairs that are never learnt from, none mirrored: one an `every_s`, the `newest` of each site."""
+        return thinned(
+            reversed(self._held_out),
+            where=lambda sample: (sample.site, sample.pair.id.captured_at_ns),
+            every_s=every_s,
+            newest=newest,
+        )
 
     def batch(self, size: int, *, fresh_share: float, fresh_pairs: int, rng: np.random.Generator) -> Batch:
         """`size` samples: a share from the newest pairs, the rest from all, different ones if possible."""
@@ -199,14 +222,31 @@ class Feed:
             if (self._dir / profile.site).is_dir():
                 profile.save(self._dir)
 
-    def _admit(self, pair: StoredPair, vector: Vector) -> None:
+    def _sort(self) -> None:
+        """Part what may be learnt from what is held out, each in order of time; a guard between is in neither."""
+        in_order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)
+        self._order = [sample for sample in in_order if sample.may_learn]
+        self._held_out = [sample for sample in in_order if sample.is_held_out]
+
+    def _admit(self, pair: StoredPair, vector: Vector) -> Sample:
         if pair.site not in self.sites:
             self.sites.append(pair.site)
         self._profile(pair.site)
-        site, mirrored = self.sites.index(pair.site), self._is_mirrored(pair.id)
+        site, mirrored = self.sites.index(pair.site), self._is_mirrored(pair)
         total, num = self._sums.get((site, mirrored), (np.zeros(len(vector)), 0))
         self._sums[site, mirrored] = (total + vector, num + 1)
-        self._samples[pair.site, pair.id] = Sample(_uid(pair), pair, site, mirrored, vector)
+        at, share = (pair.site, pair.id.captured_at_ns), self.held_out_share
+        sample = Sample(
+            _uid(pair),
+            pair,
+            site,
+            mirrored,
+            vector,
+            may_learn=may_learn(*at, share=share),
+            is_held_out=is_held_out(*at, share=share),
+        )
+        self._samples[pair.site, pair.id] = sample
+        return sample
 
     def _mean(self, sample: Sample) -> npt.NDArray[np.float32] | float:
         if not self._centre:
@@ -214,9 +254,11 @@ class Feed:
         total, num = self._sums[sample.site, sample.mirrored]
         return (total / num).astype(np.float32)
 
-    def _is_mirrored(self, frame_id: FrameId) -> bool:
-        """Decided by the id alone, so that a restart agrees."""
-        return zlib.crc32(b"%d-%d" % frame_id) < self._mirror_share * 2**32
+    def _is_mirrored(self, pair: StoredPair) -> bool:
+        """Decided by site and id alone, so that a restart agrees. What is held out is seen as it is served."""
+        if is_held_out(pair.site, pair.id.captured_at_ns, share=self.held_out_share):
+            return False
+        return zlib.crc32(b"%d-%d" % pair.id) < self._mirror_share * 2**32
 
     def _settle_contract(self) -> None:
         """The first pair decides what the model expects; pairs of other radars are counted, not learnt."""

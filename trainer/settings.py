@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from services.core.settings import CoreSettings
+from trainer.gauges_settings import GaugesSettings
 
 _PAPER: dict[str, Any] = {
     "vision_encoder": "vgg16",
@@ -33,7 +33,7 @@ _PAPER: dict[str, Any] = {
 }
 
 
-class TrainerSettings(CoreSettings):
+class TrainerSettings(GaugesSettings):
     """The recipe, when to publish, and where weights come from. `mode` sets what is not set one by one."""
 
     mode: Literal["edge", "paper"] = Field(

@@ -46,6 +46,7 @@ class TrainerWorker:
             mirror_share=settings.mirror_share,
             centre=settings.centre_vision,
             seed=settings.seed,
+            held_out_share=settings.held_out_share,
         )
         self.registry = Registry(settings.registry_dir, settings.model_name)
         self._checkpoints = Checkpoints(settings.data_dir, name=settings.model_name, log=log)

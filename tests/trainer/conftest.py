@@ -78,4 +78,5 @@ def settings(tmp_path: Path) -> TrainerSettings:
         exclude_within_s=0.0,
         encode_batch=16,
         shift_bins=1,
+        held_out_share=0.0,
     )
