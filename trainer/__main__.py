@@ -11,12 +11,14 @@ import torch
 import typer
 
 from services.core.embedded import resolve_redis_url
-from services.core.errors import EchosightError, StreamsError
-from services.core.logs import configure_logs
+from services.core.errors import EchosightError, SettingsError, StreamsError
+from services.core.logs import Log, configure_logs
 from services.core.streams import EventLog
+from trainer.distributed import follow
+from trainer.ranks import Ranks
 from trainer.settings import TrainerSettings
 from trainer.vision import load_vision_encoder
-from trainer.worker import TrainerWorker, num_threads
+from trainer.worker import TrainerWorker, device_of, num_threads
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -41,16 +43,37 @@ def _run(settings: TrainerSettings, max_steps: int | None) -> None:
     log = configure_logs("trainer", level=settings.log_level, log_format=settings.log_format)
     _keep_freed_memory()
     torch.set_num_threads(num_threads(settings))
+    ranks = Ranks.join(wants_cuda=device_of(settings).type == "cuda")
+    if settings.batch_size % ranks.size:
+        raise SettingsError(
+            f"batch_size is {settings.batch_size} on {ranks.size} ranks",
+            remedy=f"make ECHOSIGHT_BATCH_SIZE a multiple of {ranks.size}",
+        )
+    os.nice(5)  # answers come before learning
+    try:
+        if ranks.leads:
+            _lead(settings, max_steps, ranks=ranks, log=log)
+        else:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # the leader says when it is over
+            follow(settings, ranks=ranks, device=device_of(settings), log=log)
+    finally:
+        ranks.leave()
+
+
+def _lead(settings: TrainerSettings, max_steps: int | None, *, ranks: Ranks, log: Log) -> None:
+    """The worker, alone or before its followers."""
     vision = load_vision_encoder(settings.vision_encoder, weights=settings.vision_weights)
     events: EventLog | None = None
     with contextlib.suppress(StreamsError):  # the trainer learns from the store; without streams it is only silent
         events = EventLog(resolve_redis_url(settings), source="trainer")
-    worker = TrainerWorker(settings, vision=vision, log=log, events=events)
+    worker = TrainerWorker(settings, vision=vision, log=log, events=events, ranks=ranks)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
-    os.nice(5)  # answers come before learning
-    log.info("trainer_started", vision=vision.id, radar=settings.radar_encoder, store=str(settings.store_dir))
+    log.info("trainer_started", vision=vision.id, radar=settings.radar_encoder, ranks=ranks.size)
     worker.run(max_steps=max_steps)
+    if ranks.size > 1:
+        ranks.tell("stop")
     log.info("trainer_stopped", step=worker.learner.step_num if worker.learner else 0)
 
 

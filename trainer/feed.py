@@ -55,6 +55,11 @@ class Batch:
     k: Tensor
     scenes: Scenes
 
+    def first(self, num: int) -> "Batch":
+        """The first `num` pairs."""
+        scenes = Scenes(self.scenes.id[:num], self.scenes.site[:num], self.scenes.at_ns[:num])
+        return Batch(self.heatmap[:num], self.site[:num], self.mirrored[:num], self.k[:num], scenes)
+
 
 class Feed:
     """All encoded pairs of the store that fit the model's input contract; some are held out and never in a batch.

@@ -1,6 +1,7 @@
 """The radar encoder, its contrastive step, its moving average, and the state that a resume needs.
 
-The learner gets batches; it does not know the store, the clock or the registry.
+The learner gets batches; it does not know the store, the clock or the registry. With several ranks each has a
+learner with the same weights and a part of every batch; keys are gathered, gradients averaged.
 """
 
 import copy
@@ -18,10 +19,12 @@ from trainer.contrast import Contrast, contrast
 from trainer.feed import Batch
 from trainer.precision import Precision, choose_precision
 from trainer.queue import Queue, Scenes, is_negative
-from trainer.radar import Preprocess, build_encoder, default_architecture
+from trainer.radar import Preprocess, build_encoder, default_architecture, feature_dim_of
+from trainer.ranks import ALONE, Ranks
 from trainer.settings import TrainerSettings
 
 _MAX_SCALE = 100.0
+_LOWER_RATE = "lower ECHOSIGHT_LEARNING_RATE"
 
 
 class DivergedError(EchosightError):
@@ -32,19 +35,29 @@ class Learner:
     """Everything that changes while learning."""
 
     def __init__(
-        self, settings: TrainerSettings, *, contract: InputContract, key_dim: int, device: torch.device
+        self,
+        settings: TrainerSettings,
+        *,
+        contract: InputContract,
+        key_dim: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.contract = contract
+        self.key_dim = key_dim
         self.device = device
+        self.ranks = ranks
         self.architecture = default_architecture(settings.radar_encoder)
         shape = (contract.shape[0], contract.shape[1], contract.shape[2])
         self.preprocess = Preprocess(0, shape).to(device)
         encoder = build_encoder(self.architecture, shape, weights=settings.radar_weights).to(device)
-        self.architecture["feature_dim"] = feature_dim = encoder.feature_dim
+        feature_dim = feature_dim_of(encoder)
+        self.architecture["feature_dim"] = feature_dim
         self.precision = choose_precision(settings.precision, encoder, shape=shape, device=device)
         self.encoder = self.precision.lay_out_net(encoder)
+        self._compiled = torch.compile(self.encoder) if settings.compile else self.encoder  # the same weights
         self.projection = _projection(settings, feature_dim, key_dim).to(device)
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(settings.temperature), device=device), requires_grad=settings.learn_temperature
@@ -53,54 +66,66 @@ class Learner:
             torch.tensor(-math.log(settings.queue_size), device=device), requires_grad=settings.loss == "sigmoid"
         )
         self.average = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.average_projection = copy.deepcopy(self.projection).requires_grad_(False)
         self.queue = Queue(settings.queue_size, key_dim).to(device)
         self.optimizer = self._make_optimizer()
-        self.generator = torch.Generator().manual_seed(settings.seed)
         self.step_num = 0
         self.num_learnt = 0  # pairs, each as often as it was in a batch
 
     def step(self, batch: Batch) -> Contrast:
-        """One optimizer step. Raises DivergedError before the weights are touched."""
+        """One optimizer step on this rank's part of a batch. Raises DivergedError before the weights are touched.
+
+        All random numbers of a step follow from seed, step and rank: a resume needs no generator's state.
+        """
+        torch.manual_seed((self.settings.seed << 40) ^ (self.step_num << 8) ^ self.ranks.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._schedule()
         self.encoder.train()
         x = self.preprocess(batch.heatmap.to(self.device), batch.site.to(self.device))  # (B, C, R, A)
-        x = self.precision.lay_out(self._augment(x, batch.mirrored))
-        with self.precision.autocast(self.device):
-            q = self.projection(self.encoder(x)).float()  # (B, D)
+        x = self._augment(x, batch.mirrored)
+        q = self._encode(x)  # (B, D)
         k = nn.functional.normalize(batch.k.to(self.device), dim=1)  # (B, D)
         scenes = batch.scenes.to(self.device)
-        found = self._contrast(q, k, scenes)
-        if not torch.isfinite(found.loss):
-            raise DivergedError(
-                f"loss is {found.loss.item()} at step {self.step_num}", remedy="lower ECHOSIGHT_LEARNING_RATE"
-            )
+        all_k, all_scenes = self.ranks.gather(k), scenes.gathered(self.ranks)  # of all ranks
+        found = self._contrast(q, k, scenes, all_k=all_k, all_scenes=all_scenes)
+        loss = self.ranks.mean(found.loss.detach().clone())
+        if not torch.isfinite(loss):
+            raise DivergedError(f"loss is {loss.item()} at step {self.step_num}", remedy=_LOWER_RATE)
         self.optimizer.zero_grad(set_to_none=True)
         found.loss.backward()  # type: ignore[no-untyped-call]
+        self._average_gradients()
         self.optimizer.step()
-        self.queue.push(k, scenes)
+        self.queue.push(all_k, all_scenes)
         self.step_num += 1
-        self.num_learnt += len(k)
+        self.num_learnt += len(all_k)
         self._update_average()
-        return found
+        return Contrast(loss, found.chance, found.top1)
 
-    def _contrast(self, q: Tensor, k: Tensor, scenes: Scenes) -> Contrast:
+    def _encode(self, x: Tensor) -> Tensor:
+        """(B, C, R, A) float32, preprocessed -> (B, D) float32."""
+        mixed = self.ranks.mixed(x, round_num=self.step_num) if self.settings.shuffle_bn else None
+        with self.precision.autocast(self.device):
+            q: Tensor = self.projection(self._compiled(self.precision.lay_out(mixed.rows if mixed else x)))
+        return mixed.back(q.float()) if mixed else q.float()
+
+    def _contrast(self, q: Tensor, k: Tensor, scenes: Scenes, *, all_k: Tensor, all_scenes: Scenes) -> Contrast:
         """Radar to image against the queue, and if so asked against the batch, and image to radar.
 
-        q: (B, D) float32. k: (B, D) float32, unit L2 norm.
+        q: (B, D) float32. k: (B, D) float32, unit L2 norm. all_k, all_scenes: of all ranks, ours among them.
         """
         settings, within_ns = self.settings, round(self.settings.exclude_within_s * 1e9)
         scale = self.log_scale.exp().clamp(max=_MAX_SCALE)
         negatives = self.queue.keys.clone()  # the push that follows must not change what backward needs
         mask = is_negative(scenes, self.queue.scenes, exclude_within_ns=within_ns)  # (B, K)
         if settings.in_batch_negatives:
-            beside = is_negative(scenes, scenes, exclude_within_ns=within_ns)  # (B, B)
-            negatives, mask = torch.cat([k, negatives]), torch.cat([beside, mask], 1)
+            beside = is_negative(scenes, all_scenes, exclude_within_ns=within_ns)  # (B, all B)
+            negatives, mask = torch.cat([all_k, negatives]), torch.cat([beside, mask], 1)
         options: dict[str, Any] = {"scale": scale, "loss": settings.loss, "bias": self.bias}
         soft: dict[str, Any] = {"soft_share": settings.soft_share, "soft_scale": 1 / settings.soft_temperature}
         found = contrast(q, k, negatives=negatives, is_negative=mask, **options, **soft)
         if settings.in_batch_negatives and settings.symmetric:
-            back = contrast(k, q, negatives=nn.functional.normalize(q, dim=1), is_negative=beside, **options)
+            all_q = nn.functional.normalize(self.ranks.gather_with_gradient(q), dim=1)
+            back = contrast(k, q, negatives=all_q, is_negative=beside, **options)
             return Contrast((found.loss + back.loss) / 2, found.chance, found.top1)
         return found
 
@@ -121,7 +146,7 @@ class Learner:
     @torch.no_grad()
     def project(self, features: Tensor) -> Tensor:
         """(B, feature_dim) -> (B, D) float32 on the CPU, unit L2 norm: where the image encodings are."""
-        projected: Tensor = self.projection(features.to(self.device))
+        projected: Tensor = self.average_projection(features.to(self.device))
         return nn.functional.normalize(projected, dim=1).cpu()
 
     def state(self) -> dict[str, Any]:
@@ -134,22 +159,23 @@ class Learner:
             "encoder": self.encoder.state_dict(),
             "projection": self.projection.state_dict(),
             "average": self.average.state_dict(),
+            "average_projection": self.average_projection.state_dict(),
             "log_scale": self.log_scale.detach(),
             "bias": self.bias.detach(),
             "queue": self.queue.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
             "scale": self.preprocess.scale,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`, under the settings of now. Raises RuntimeError if it is of another architecture."""
-        if self.settings.precision == "auto":  # what was chosen stays: the next steps are to be the same
-            self.precision = Precision(*state["precision"])
-            self.precision.lay_out_net(self.encoder)
+        dtype, layout = state["precision"]  # what was chosen stays: the next steps are to be the same
+        self.precision = Precision(dtype if self.settings.precision == "auto" else self.precision.dtype, layout)
+        self.precision.lay_out_net(self.encoder)
         self.encoder.load_state_dict(state["encoder"])
         self.projection.load_state_dict(state["projection"])
         self.average.load_state_dict(state["average"])
+        self.average_projection.load_state_dict(state["average_projection"])
         if self.settings.learn_temperature:
             self.log_scale.data.copy_(state["log_scale"])
         self.bias.data.copy_(state["bias"])
@@ -158,9 +184,19 @@ class Learner:
             self.optimizer.load_state_dict(state["optimizer"])
             for group, fresh in zip(self.optimizer.param_groups, self._make_optimizer().param_groups, strict=True):
                 group.update({name: value for name, value in fresh.items() if name != "params"})
-        self.generator.set_state(state["generator"])
         self.preprocess.scale.copy_(state["scale"])
         self.step_num, self.num_learnt = state["step_num"], state["num_learnt"]
+
+    def _average_gradients(self) -> None:
+        """One exchange for all of them. The mean over ranks of equal parts is the whole batch's gradient."""
+        if self.ranks.size == 1:
+            return
+        gradients = [
+            p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        mean = self.ranks.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        for gradient, part in zip(gradients, torch.split(mean, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         settings = self.settings
@@ -189,14 +225,14 @@ class Learner:
         mirrored = mirrored.to(x.device)
         x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         if settings.gain_jitter_db:
-            gain = torch.randn(len(x), 1, 1, 1, generator=self.generator)
+            gain = torch.randn(len(x), 1, 1, 1)
             x = x + (gain * settings.gain_jitter_db / unit).to(x.device)
         if settings.noise_db:
-            noise = torch.randn(x.shape, generator=self.generator)
+            noise = torch.randn(x.shape)
             x = x + (noise * settings.noise_db / unit).to(x.device)
         if settings.shift_bins:
             num = settings.shift_bins
-            by = torch.randint(-num, num + 1, (2,), generator=self.generator).tolist()
+            by = torch.randint(-num, num + 1, (2,)).tolist()
             x = _shift(x, by[0], by[1])
         return x
 
@@ -205,10 +241,11 @@ class Learner:
         decay = min(self.settings.ema_decay, (1 + self.step_num) / (10 + self.step_num))
         if self.settings.ema_decay == 0:
             decay = 0.0
-        for ours, theirs in zip(self.average.parameters(), self.encoder.parameters(), strict=True):
-            ours.lerp_(theirs, 1 - decay)
-        for ours, theirs in zip(self.average.buffers(), self.encoder.buffers(), strict=True):
-            ours.copy_(theirs)  # batch norm's statistics are an average already
+        for average, net in ((self.average, self.encoder), (self.average_projection, self.projection)):
+            for ours, theirs in zip(average.parameters(), net.parameters(), strict=True):
+                ours.lerp_(theirs, 1 - decay)
+        for held, newest in zip(self.average.buffers(), self.encoder.buffers(), strict=True):
+            held.copy_(newest)  # batch norm's statistics are an average already
 
 
 def _projection(settings: TrainerSettings, feature_dim: int, key_dim: int) -> nn.Module:

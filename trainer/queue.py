@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainer.ranks import Ranks
+
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
@@ -20,6 +22,10 @@ class Scenes:
 
     def to(self, device: torch.device) -> "Scenes":
         return Scenes(self.id.to(device), self.site.to(device), self.at_ns.to(device))
+
+    def gathered(self, ranks: Ranks) -> "Scenes":
+        """Those of all ranks."""
+        return Scenes(ranks.gather(self.id), ranks.gather(self.site), ranks.gather(self.at_ns))
 
 
 def is_negative(scenes: Scenes, others: Scenes, *, exclude_within_ns: int) -> Tensor:

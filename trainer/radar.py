@@ -104,7 +104,7 @@ class TimmEncoder(nn.Module):
     def __init__(self, name: str, *, num_channels: int, weights: str = "") -> None:
         super().__init__()
         self.net = create_timm_net(name, in_chans=num_channels, weights=weights)
-        self.feature_dim = int(self.net.num_features)
+        self.feature_dim: int = self.net.num_features  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.net(x)
@@ -128,6 +128,12 @@ def build_encoder(architecture: dict[str, Any], shape: tuple[int, int, int], *, 
                 f"radar encoder is {other!r}",
                 remedy="use small, vgg16, vgg16_relu or timm:NAME, timm:resnet18 for one",
             )
+
+
+def feature_dim_of(encoder: nn.Module) -> int:
+    """How many features an encoder of this module gives."""
+    assert isinstance(encoder, SmallEncoder | Vgg16Encoder | TimmEncoder)
+    return encoder.feature_dim
 
 
 def default_architecture(encoder: str) -> dict[str, Any]:

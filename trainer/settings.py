@@ -73,12 +73,16 @@ class TrainerSettings(GaugesSettings):
         default=0.0, ge=0, le=1, description="share of the target for negatives that look alike; 0: none"
     )
     soft_temperature: float = Field(default=0.1, gt=0, description="how alike they must look")
+    shuffle_bn: bool = Field(
+        default=False, description="several ranks: mix their batches before an encoder with batch norm"
+    )
     projection: Literal["linear", "mlp"] = Field(
         default="linear", description="from radar features to image encodings while learning"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="of the encoder's passes; auto: the faster of the two on this machine"
     )
+    compile: bool = Field(default=False, description="torch.compile the radar encoder; for GPUs")
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd: momentum 0.9")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=0.05, ge=0, description="weight decay")

@@ -95,7 +95,7 @@ def _efficientnet_lite0(weights: str) -> VisionEncoder:
 def _timm(name: str, weights: str) -> VisionEncoder:
     """A network of timm with the normalisation that its weights were trained with."""
     net = create_timm_net(name, in_chans=3, weights=weights, from_hub=not weights)
-    mean, std = ([255 * v for v in net.pretrained_cfg[key]] for key in ("mean", "std"))  # type: ignore[index,union-attr]
+    mean, std = ([255 * v for v in net.pretrained_cfg[key]] for key in ("mean", "std"))  # type: ignore[index]
     return VisionEncoder(
         net.to(memory_format=torch.channels_last),
         name=name,

@@ -16,8 +16,10 @@ from services.core.registry import InputContract, Registry
 from services.core.streams import EventLog
 from trainer.checkpoints import Checkpoints
 from trainer.contrast import Contrast
+from trainer.distributed import LeadingLearner
 from trainer.feed import Feed
 from trainer.learner import DivergedError, Learner
+from trainer.ranks import ALONE, Ranks
 from trainer.release import publish_release
 from trainer.settings import TrainerSettings
 from trainer.vision import VisionEncoder
@@ -33,12 +35,19 @@ class TrainerWorker:
     """Owns the feed and the learner of one model."""
 
     def __init__(
-        self, settings: TrainerSettings, *, vision: VisionEncoder, log: Log, events: EventLog | None
+        self,
+        settings: TrainerSettings,
+        *,
+        vision: VisionEncoder,
+        log: Log,
+        events: EventLog | None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.settings = settings
+        self._ranks = ranks
         self._log = log
         self._events = events
-        self._device = _device(settings)
+        self._device = device_of(settings)
         self._vision = vision.to(self._device)
         self.feed = Feed(
             settings.store_dir,
@@ -236,7 +245,11 @@ class TrainerWorker:
         self._log.info("resumed", step=learner.step_num)
 
     def _new_learner(self, contract: InputContract) -> Learner:
-        return Learner(self.settings, contract=contract, key_dim=self._vision.dim, device=self._device)
+        if self._ranks.size == 1:
+            return Learner(self.settings, contract=contract, key_dim=self._vision.dim, device=self._device)
+        return LeadingLearner(
+            self.settings, contract=contract, key_dim=self._vision.dim, device=self._device, ranks=self._ranks
+        )
 
     def _measure_scale(self) -> float:
         """Standard deviation of clutter-corrected cells, once: from then on it is part of the model."""
@@ -282,7 +295,7 @@ class TrainerWorker:
             self._events.emit(kind, **values)
 
 
-def _device(settings: TrainerSettings) -> torch.device:
+def device_of(settings: TrainerSettings) -> torch.device:
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(settings.device)

@@ -69,6 +69,7 @@ def settings(tmp_path: Path) -> TrainerSettings:
     return TrainerSettings(
         data_dir=tmp_path,
         device="cpu",
+        precision="fp32",
         min_pairs=16,
         batch_size=16,
         queue_size=40,

@@ -1,6 +1,7 @@
-"""How the passes are computed is chosen by timing, changes nothing else, and survives a resume."""
+"""How the passes are computed is chosen by timing, never against steady numbers, and changes nothing else."""
 
 import torch
+from torch import nn
 
 from trainer.precision import Precision, choose_precision
 from trainer.radar import SmallEncoder
@@ -17,6 +18,25 @@ def test_choice_keeps_to_what_is_allowed_and_leaves_encoder_and_random_numbers_a
     assert choose_precision("auto", encoder, shape=SHAPE, device=CPU).layout in ("channels_first", "channels_last")
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+class _Moody(nn.Module):
+    """Gives other features each time in bf16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2 * 16 * 8, 4)
+        self.num_passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_passes += 1
+        features: torch.Tensor = self.net(x.flatten(1))
+        return features * self.num_passes if features.dtype == torch.bfloat16 else features
+
+
+def test_numbers_that_differ_from_pass_to_pass_are_never_chosen_by_itself() -> None:
+    assert choose_precision("auto", _Moody(), shape=SHAPE, device=CPU).dtype == "fp32"
+    assert choose_precision("bf16", _Moody(), shape=SHAPE, device=CPU).dtype == "bf16"  # asked for, given
 
 
 @torch.no_grad()
