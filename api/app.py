@@ -2,55 +2,74 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.routing import Route
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from api import problems
+from api import catalogue, labels, listeners, problems, routes, v2
 from api.classify import PATH as CLASSIFY_PATH
 from api.classify import Classify
 from api.cores import available_cores
 from api.docs import add_docs
+from api.embed import PATH as EMBED_PATH
+from api.embed import Embed
+from api.endpoint import Endpoint
 from api.engine import Engine
 from api.events import Events
 from api.exporter import DEFAULT_COMMAND, Exporter
+from api.infer import Infer, is_infer
+from api.labels import LabelPublisher
+from api.listeners import Listeners
 from api.metrics import Metrics
 from api.models import LiveModel
-from api.openapi import describe_classify
+from api.openapi import add_operations, problem_responses
+from api.operations import operations
+from api.problems import NO_WEBSOCKET, ProblemError
 from api.promoter import Promoter
-from api.routes import make_router
+from api.reading import BodyReader
+from api.serving import Serving
 from api.settings import ApiSettings
+from api.statistics import Statistics
+from api.stream import PATH as STREAM_PATH
+from api.stream import Stream
+from api.versions import Versions
 from services.core.registry import Registry
 
 
 class Api(FastAPI):
-    """FastAPI with one way past it, since its layers cost a request more than a small model does.
+    """FastAPI with a way past it, since its layers cost a request more than a small model does.
 
-    It counts every answer; the hot route counts its own.
+    It counts every answer; the hot routes count their own.
     """
 
-    def __init__(self, classify: Classify, metrics: Metrics, **options: Any) -> None:
+    def __init__(self, hot: Mapping[str, Endpoint], infer: Infer, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
-        self._classify = classify
+        self._hot = hot
+        self._infer = infer
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
-        elif scope["path"] == CLASSIFY_PATH and scope["method"] == "POST":
-            await self._classify(scope, receive, send)
-        else:
+            return
+        if scope["method"] == "POST":
+            path = scope["path"]
+            endpoint = self._hot.get(path) or (self._infer if is_infer(path) else None)
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
 
-            async def count(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    self._metrics.count_request(message["status"])
-                await send(message)
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.count_request(message["status"])
+            await send(message)
 
-            await super().__call__(scope, receive, count)
+        await super().__call__(scope, receive, count)
 
 
 def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT_COMMAND) -> FastAPI:
@@ -82,6 +101,7 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
         )
         tasks = [
             asyncio.create_task(promoter.run()),
+            asyncio.create_task(event_listeners.run()),
             asyncio.create_task(_report(live, metrics, events, settings.events_interval_s)),
         ]
         try:
@@ -91,12 +111,24 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await event_listeners.close()
+            await label_publisher.close()
             engine.close()
             events.close()
 
-    classify = Classify(settings, live, engine, metrics)
+    reader = BodyReader(settings)
+    serving = Serving(live, engine, metrics, Statistics())
+    versions = Versions(registry, live, max_loaded=settings.max_loaded_versions)
+    event_listeners = Listeners(settings, live, metrics)
+    label_publisher = LabelPublisher(settings.redis_url)
+    hot: dict[str, Endpoint] = {
+        CLASSIFY_PATH: Classify(serving, reader, metrics, max_batch=settings.max_batch),
+        EMBED_PATH: Embed(serving, reader, metrics, max_batch=settings.max_batch),
+    }
+    infer = Infer(registry.name, serving, versions, reader, metrics, max_batch=settings.max_batch)
     app = Api(
-        classify,
+        hot,
+        infer,
         metrics,
         title="Echosight",
         summary="Post a radar heatmap, get empty, pedestrian, cyclist or car back.",
@@ -106,12 +138,42 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
         redoc_url=None,
     )
     app.state.live = live
-    app.router.routes.append(Route(CLASSIFY_PATH, classify, methods=["POST"]))  # for its 405
+    for path in (*hot, "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
+        app.router.routes.append(Route(path, hot.get(path, infer), methods=["POST"]))  # for its 405
     problems.install(app)
-    app.include_router(make_router(live, registry, metrics))
-    describe_classify(app, CLASSIFY_PATH)
+    app.router.routes.append(WebSocketRoute(STREAM_PATH, Stream(settings, serving, metrics).serve))
+    _explain_stream(app)
+    for router in (
+        labels.make_router(label_publisher, reader),
+        listeners.make_router(event_listeners),
+        catalogue.make_router(live, registry, reader),
+        v2.make_router(registry, serving, versions, reader, max_batch=settings.max_batch),
+        routes.make_router(registry.name, live, metrics),
+    ):
+        app.include_router(router)
+    add_operations(app, operations())
     add_docs(app)
     return app
+
+
+def _explain_stream(app: FastAPI) -> None:
+    """OpenAPI knows no WebSocket: say what it is where somebody looks, and to whoever asks without an upgrade."""
+
+    @app.get(
+        STREAM_PATH,
+        tags=["answers"],
+        summary="Stream frames over a WebSocket",
+        description="Binary messages are .npy arrays, text messages the JSON of /v1/classify; `?site=north` names "
+        "the site of the whole stream. Each message is answered by one of JSON, in order: what /v1/classify "
+        "answers, or a problem, with the message's `index`. The server pings, and closes with a reason.",
+        status_code=101,
+        response_class=Response,
+        responses=problem_responses(426),
+    )
+    async def stream() -> None:
+        raise ProblemError(
+            NO_WEBSOCKET, "this was plain HTTP", remedy="open a WebSocket", headers={"upgrade": "websocket"}
+        )
 
 
 async def _report(live: LiveModel, metrics: Metrics, events: Events, interval_s: float) -> None:

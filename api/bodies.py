@@ -1,9 +1,13 @@
 """What was posted, made into what the model takes. Pure: bytes, a content type and a contract in, arrays out.
 
-A body is one .npy array or a JSON object; anything else is a problem that names the value and the remedy.
+A body is one .npy array, the raw bytes of an array whose shape and dtype the headers tell, or a JSON object;
+anything else is a problem that names the value and the remedy.
 """
 
 import functools
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
@@ -16,6 +20,7 @@ from api.npy import MAGIC, read_npy
 from api.problems import (
     BAD_SITE,
     NOT_FINITE,
+    OUT_OF_RANGE,
     UNREADABLE_BODY,
     WRONG_DTYPE,
     WRONG_MEDIA_TYPE,
@@ -23,15 +28,21 @@ from api.problems import (
     ProblemError,
 )
 from services.core.errors import BadFrameError
-from services.core.frames import check_site
+from services.core.frames import MAX_ABS_VALUE, check_site, is_bounded
 from services.core.registry import InputContract
 
-NPY_TYPES = frozenset({"application/x-npy", "application/npy", "application/octet-stream"})
+NPY_TYPES = frozenset({"application/x-npy", "application/npy"})
+RAW_TYPE = "application/octet-stream"
+"""Raw bytes where x-shape and x-dtype say of what, .npy where they are missing."""
 JSON_TYPE = "application/json"
 FORM_TYPE = "application/x-www-form-urlencoded"
 """What curl says of any --data-binary: taken as unsaid."""
 
 _REMEDY_TYPE = f"post a .npy array as application/x-npy, or a JSON object as {JSON_TYPE}"
+_RAW_SHAPE = re.compile(rb" *\d{1,9}( *, *\d{1,9}){0,7} *")
+_RAW_DTYPES = {
+    name.encode(): np.dtype(name).newbyteorder("<") for name in ("float32", "float16", "float64", "uint8")
+}
 
 Heatmaps = npt.NDArray[np.float32]
 
@@ -45,18 +56,22 @@ class Posted:
     is_batch: bool
 
 
-def decode(body: bytes, *, content_type: str, query: bytes, contract: InputContract, max_batch: int) -> Posted:
-    """The frames in `body`, checked against `contract`. Raises ProblemError."""
+def decode(
+    body: bytes, *, headers: Mapping[bytes, bytes], query: bytes, contract: InputContract, max_batch: int
+) -> Posted:
+    """The frames in `body`, checked against `contract`. headers: by names in lower case. Raises ProblemError."""
     if not body:
         raise ProblemError(UNREADABLE_BODY, "body is empty", remedy=_REMEDY_TYPE)
     site = site_of(query) if query else ""
-    if _is_json(body, content_type):
+    is_batch = None
+    if _is_json(body, headers.get(b"content-type", b"").decode("latin-1")):
         array, site, is_batch = _read_json(body, site, contract)
     else:
-        (array, dtype_name), is_batch = read_npy(body), None
-        _check_dtype(dtype_name, contract)
-    heatmaps, has_batch_axis = _as_batch(array, contract, max_batch, is_batch)
-    return Posted(_as_float32(heatmaps), site, has_batch_axis)
+        is_raw = b"x-shape" in headers or b"x-dtype" in headers
+        array, dtype_name = _read_raw(body, headers) if is_raw else read_npy(body)
+        check_dtype(dtype_name, contract)
+    heatmaps, has_batch_axis = as_batch(array, contract, max_batch, is_batch)
+    return Posted(as_float32(heatmaps), site, has_batch_axis)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -70,10 +85,11 @@ def site_of(query: bytes) -> str:
         ) from None
     if len(sites) > 1:
         raise ProblemError(BAD_SITE, f"query names {len(sites)} sites", remedy="name one site: ?site=north")
-    return _checked_site(sites[0])
+    return checked_site(sites[0])
 
 
-def _checked_site(site: Any) -> str:
+def checked_site(site: Any) -> str:
+    """`site` if it is "" or a name of a site. Raises ProblemError."""
     if site == "":
         return ""
     try:
@@ -85,7 +101,7 @@ def _checked_site(site: Any) -> str:
 def _is_json(body: bytes, content_type: str) -> bool:
     """JSON or .npy, by what the sender says and, where it says nothing, by how the body starts."""
     media_type = content_type.partition(";")[0].strip().lower()
-    if media_type in NPY_TYPES:
+    if media_type in NPY_TYPES or media_type == RAW_TYPE:
         return False
     if media_type == JSON_TYPE or media_type.endswith("+json"):
         return True
@@ -95,6 +111,33 @@ def _is_json(body: bytes, content_type: str) -> bool:
         said = "no content type is given, and the body is not .npy"
         raise ProblemError(WRONG_MEDIA_TYPE, said, remedy=_REMEDY_TYPE)
     raise ProblemError(WRONG_MEDIA_TYPE, f"content type is {media_type[:80]!r}", remedy=_REMEDY_TYPE)
+
+
+def _read_raw(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[npt.NDArray[Any], str]:
+    """A read-only view of `body` as x-shape and x-dtype describe it, and the name of its dtype."""
+    shape_text, dtype_text = headers.get(b"x-shape", b""), headers.get(b"x-dtype", b"")
+    if not _RAW_SHAPE.fullmatch(shape_text):
+        raise ProblemError(
+            WRONG_SHAPE,
+            f"x-shape is {shape_text[:40].decode('latin-1')!r}",
+            remedy="say it as in x-shape: 2,128,64",
+        )
+    dtype = _RAW_DTYPES.get(dtype_text)
+    if dtype is None:
+        raise ProblemError(
+            WRONG_DTYPE,
+            f"x-dtype is {dtype_text[:40].decode('latin-1')!r}",
+            remedy="say one of float32, float16, uint8; the bytes are little-endian",
+        )
+    shape = tuple(int(size) for size in shape_text.split(b","))
+    num_bytes = dtype.itemsize * math.prod(shape)
+    if len(body) != num_bytes:
+        raise ProblemError(
+            UNREADABLE_BODY,
+            f"body has {len(body)} bytes, shape {shape} of {dtype.name} takes {num_bytes}",
+            remedy="send the whole array in C order, and nothing else",
+        )
+    return np.frombuffer(body, dtype).reshape(shape), dtype.name
 
 
 def _read_json(body: bytes, site: str, contract: InputContract) -> tuple[npt.NDArray[Any], str, bool]:
@@ -110,7 +153,7 @@ def _read_json(body: bytes, site: str, contract: InputContract) -> tuple[npt.NDA
         ) from None
     if not isinstance(posted, dict):
         raise ProblemError(UNREADABLE_BODY, f"JSON is a {type(posted).__name__}, not an object", remedy=remedy)
-    named = _checked_site(posted.get("site", ""))
+    named = checked_site(posted.get("site", ""))
     if named and site and named != site:
         raise ProblemError(BAD_SITE, f"body says {named!r}, query says {site!r}", remedy="name one site")
     members = [member for member in ("heatmap", "heatmaps") if member in posted]
@@ -140,7 +183,8 @@ def _array_of(nested: Any, member: str, contract: InputContract) -> npt.NDArray[
         ) from None
 
 
-def _check_dtype(name: str, contract: InputContract) -> None:
+def check_dtype(name: str, contract: InputContract) -> None:
+    """Raises ProblemError unless heatmaps of this dtype are welcome."""
     if name not in contract.dtypes:
         raise ProblemError(
             WRONG_DTYPE,
@@ -149,8 +193,8 @@ def _check_dtype(name: str, contract: InputContract) -> None:
         )
 
 
-def _as_batch(
-    array: npt.NDArray[Any], contract: InputContract, max_batch: int, is_batch: bool | None
+def as_batch(
+    array: npt.NDArray[Any], contract: InputContract, max_batch: int, is_batch: bool | None = None
 ) -> tuple[npt.NDArray[Any], bool]:
     """`array` as (B, C, R, A), and whether it came as a batch. is_batch None: let the dimensions say it."""
     shape, (channels, num_range, num_azimuth) = array.shape, contract.shape
@@ -173,14 +217,24 @@ def _as_batch(
     return array.reshape(num_frames, *contract.shape), bool(is_batch)
 
 
-def _as_float32(heatmaps: npt.NDArray[Any]) -> Heatmaps:
-    """A C-ordered, little-endian float32 array, checked to be finite. No copy where it is one already."""
-    if heatmaps.dtype.kind == "f" and not np.isfinite(heatmaps).all():
-        num_bad = int(np.count_nonzero(~np.isfinite(heatmaps)))
+def as_float32(heatmaps: npt.NDArray[Any]) -> Heatmaps:
+    """A C-ordered, little-endian float32 array, checked to be bounded. No copy where it is one already."""
+    given = heatmaps
+    if heatmaps.dtype.kind == "f" and heatmaps.itemsize > 4:
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is counted as such
+            heatmaps = heatmaps.astype(np.float32)
+    if heatmaps.dtype.kind == "f" and not is_bounded(heatmaps):
+        num_bad = int(np.count_nonzero(~np.isfinite(given)))
+        if num_bad:
+            raise ProblemError(
+                NOT_FINITE,
+                f"{num_bad} of {given.size} values are NaN or infinite",
+                remedy="replace them before posting, by the noise floor for instance",
+            )
         raise ProblemError(
-            NOT_FINITE,
-            f"{num_bad} of {heatmaps.size} values are NaN or infinite",
-            remedy="replace them before posting, by the noise floor for instance",
+            OUT_OF_RANGE,
+            f"heatmap reaches {np.abs(given.astype(np.float64)).max():g}",
+            remedy=f"keep within {MAX_ABS_VALUE:g}, as the sensors must; send dB rather than power",
         )
     return np.ascontiguousarray(heatmaps, dtype=np.float32)
 

@@ -6,6 +6,7 @@ Outputs: probabilities (B, classes) float32; embedding (B, D) float32.
 
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +37,8 @@ class Classifier:
         self.classes = manifest.classes
         self.frame_ms = 0.0
         """Median time of a call with one frame; known once it is warm."""
+        self.outputs: dict[str, npt.NDArray[Any]] = {node.name: np.empty(0) for node in session.get_outputs()}
+        """Every output of the graph, as it is for no frames: (0, ...), of its dtype; known once it is warm."""
         self._run = session.run
         self._site_index = {site: index for index, site in enumerate(manifest.sites) if site}
         self._one_site = [np.array([index], dtype=np.int64) for index in range(max(1, len(manifest.sites)))]
@@ -70,6 +73,13 @@ class Classifier:
         answer: Probabilities = self._run(["probabilities"], {"heatmap": heatmaps, "site": sites})[0]
         return answer
 
+    def run(
+        self, heatmaps: npt.NDArray[np.float32], sites: npt.NDArray[np.int64], outputs: Sequence[str]
+    ) -> list[npt.NDArray[Any]]:
+        """The named outputs. heatmaps: (B, C, R, A) float32, raw; sites: (B,) int64, as `site` gives them."""
+        answer: list[npt.NDArray[Any]] = self._run(outputs, {"heatmap": heatmaps, "site": sites})
+        return answer
+
     def _warm(self) -> None:
         """Answer probes of one and of two frames, and time them. Raises ExportError for a bad answer."""
         rng = np.random.default_rng(0)
@@ -79,6 +89,8 @@ class Classifier:
             probe = rng.uniform(-100.0, 100.0, size=shape).astype(np.float32)  # dB and counts both lie within
             for heatmaps, site_index in ((np.zeros_like(probe), 0), (probe, last_site)):
                 self._probe(heatmaps, site_index)
+        values = self.run(probe, self._one_site[0], tuple(self.outputs))
+        self.outputs = {name: value[:0] for name, value in zip(self.outputs, values, strict=True)}
         times_ns = []
         for _ in range(_WARM_CALLS):
             started_ns = time.perf_counter_ns()

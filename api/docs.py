@@ -51,7 +51,12 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     )
     description = f"<pre>{escape(operation['description'])}</pre>" if "description" in operation else ""
     body = "".join(f"<p>Body: <code>{escape(name)}</code>{_examples(content)}" for name, content in bodies.items())
-    example = "".join(_examples(content) for content in operation["responses"]["200"].get("content", {}).values())
+    example = "".join(
+        _examples(content)
+        for status, answer in operation["responses"].items()
+        for content in answer.get("content", {}).values()
+        if status < "300"
+    )
     return (
         f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation.get('summary', ''))}"
         f"{description}{body}<p>Answers:<table>{answers}</table>{example}"
@@ -60,4 +65,5 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
 
 def _examples(content: dict[str, Any]) -> str:
     values = [example["value"] for example in content.get("examples", {}).values()]
-    return "".join(f"<pre>{escape(orjson.dumps(value).decode())}</pre>" for value in values)
+    texts = [value if isinstance(value, str) else orjson.dumps(value).decode() for value in values]
+    return "".join(f"<pre>{escape(text)}</pre>" for text in texts)

@@ -3,7 +3,10 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from api.bodies import Heatmaps
 from api.classifier import Classifier, Probabilities
@@ -13,6 +16,14 @@ class Answer(NamedTuple):
     """probabilities: (B, classes) float32. queue_ns: waited for a thread; inference_ns: in the model."""
 
     probabilities: Probabilities
+    queue_ns: int
+    inference_ns: int
+
+
+class Outputs(NamedTuple):
+    """values: arrays as the graph gives them, in the order asked for. The times are those of Answer."""
+
+    values: list[npt.NDArray[Any]]
     queue_ns: int
     inference_ns: int
 
@@ -33,6 +44,16 @@ class Engine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, _predict, model, heatmaps, site_index, asked_ns)
 
+    async def infer(
+        self, model: Classifier, heatmaps: Heatmaps, sites: npt.NDArray[np.int64], outputs: tuple[str, ...]
+    ) -> Outputs:
+        """Any outputs of the graph. heatmaps: (B, C, R, A) float32; sites: (B,) int64."""
+        asked_ns = time.perf_counter_ns()
+        if model.frame_ms * len(heatmaps) < self._in_loop_below_ms:
+            return _infer(model, heatmaps, sites, outputs, asked_ns)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, _infer, model, heatmaps, sites, outputs, asked_ns)
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -41,3 +62,15 @@ def _predict(model: Classifier, heatmaps: Heatmaps, site_index: int, asked_ns: i
     started_ns = time.perf_counter_ns()
     probabilities = model.predict(heatmaps, site_index)
     return Answer(probabilities, started_ns - asked_ns, time.perf_counter_ns() - started_ns)
+
+
+def _infer(
+    model: Classifier,
+    heatmaps: Heatmaps,
+    sites: npt.NDArray[np.int64],
+    outputs: tuple[str, ...],
+    asked_ns: int,
+) -> Outputs:
+    started_ns = time.perf_counter_ns()
+    values = model.run(heatmaps, sites, outputs)
+    return Outputs(values, started_ns - asked_ns, time.perf_counter_ns() - started_ns)

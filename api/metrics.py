@@ -39,6 +39,12 @@ class Metrics:
         self.refusals = Counter(
             "echosight_api_export_refusals", "Versions that were refused", registry=self.registry
         )
+        self.open_streams = Gauge(
+            "echosight_api_open_streams", "Clients that stream frames over a WebSocket", registry=self.registry
+        )
+        self.open_listeners = Gauge(
+            "echosight_api_open_listeners", "Clients that listen to /v1/events", registry=self.registry
+        )
         self.num_requests = 0
 
     def count_request(self, status: int) -> None:

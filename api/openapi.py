@@ -1,169 +1,85 @@
-"""What FastAPI cannot derive for /openapi.json: the hot route, written out, and the problems."""
+"""What FastAPI cannot derive for /openapi.json: problems, examples, and the routes that go past it."""
 
 from typing import Any
 
 from fastapi import FastAPI
 
-from api.problems import KINDS, MEDIA_TYPE
+from api.problems import KINDS, MEDIA_TYPE, ProblemError
 
-_PROBLEM_SCHEMA = {
+Responses = dict[int | str, dict[str, Any]]
+
+PROBLEM_SCHEMA = {
     "type": "object",
     "title": "Problem",
     "description": "RFC 9457: what is wrong, with the offending value and the remedy.",
     "required": ["type", "title", "status", "detail", "remedy", "instance"],
     "properties": {
-        "type": {"type": "string", "examples": ["urn:echosight:problem:wrong-shape"]},
-        "title": {"type": "string", "examples": ["The heatmap has the wrong shape"]},
-        "status": {"type": "integer", "examples": [422]},
-        "detail": {"type": "string", "examples": ["heatmap shape is (2, 64, 64)"]},
-        "remedy": {"type": "string", "examples": ["send (2, 128, 64) for one frame"]},
-        "instance": {"type": "string", "examples": ["/v1/classify"]},
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "what is wrong, and the offending value"},
+        "remedy": {"type": "string", "description": "what to do about it"},
+        "instance": {"type": "string", "description": "the path that was asked"},
+        "error": {"type": "string", "description": "below /v2: detail and remedy in one sentence"},
     },
 }
-_NUMBER = {"type": "number"}
-_ONE = {
-    "label": {"type": "string"},
-    "probabilities": {"type": "object", "additionalProperties": _NUMBER, "description": "by class; they sum to 1"},
-}
-_COMMON = {
-    "model": {
-        "type": "object",
-        "required": ["name", "version"],
-        "properties": {"name": {"type": "string"}, "version": {"type": "integer"}},
-    },
-    "site": {
-        "type": "object",
-        "required": ["name", "known"],
-        "properties": {
-            "name": {"type": "string", "description": "as it was posted; empty: none"},
-            "known": {"type": "boolean", "description": "whether the model has this site's clutter map"},
-        },
-    },
-    "timing_ms": {
-        "type": "object",
-        "required": ["decode", "queue", "inference", "total"],
-        "properties": dict.fromkeys(("decode", "queue", "inference", "total"), _NUMBER),
-    },
-}
-_CLASSIFICATION_SCHEMA = {
-    "title": "Classification",
-    "oneOf": [
-        {"type": "object", "required": [*_ONE, *_COMMON], "properties": _ONE | _COMMON},
-        {
-            "type": "object",
-            "required": ["results", *_COMMON],
-            "properties": {
-                "results": {
-                    "type": "array",
-                    "items": {"type": "object", "required": list(_ONE), "properties": _ONE},
-                },
-                **_COMMON,
-            },
-        },
-    ],
-}
-_MAP_SCHEMA = {
-    "description": "(C, R, A) nested lists of numbers; (R, A) where the model takes one channel",
-    "type": "array",
-    "items": {},
-}
-_EXAMPLE_ONE = {
-    "label": "car",
-    "probabilities": {"empty": 0.02, "pedestrian": 0.01, "cyclist": 0.03, "car": 0.94},
-    "model": {"name": "radar", "version": 7},
-    "site": {"name": "north", "known": True},
-    "timing_ms": {"decode": 0.02, "queue": 0.0, "inference": 1.4, "total": 1.5},
-}
-_EXAMPLE_MANY = {"results": [{k: _EXAMPLE_ONE[k] for k in ("label", "probabilities")}]} | {
-    k: v for k, v in _EXAMPLE_ONE.items() if k not in ("label", "probabilities")
-}
-_NPY = {"schema": {"type": "string", "format": "binary"}}
-_DESCRIPTION = """\
-Post one radar heatmap, raw as the sensor delivers it, or a batch; get its class back.
-
-A `.npy` body (`numpy.save`) is the fast way: `(C, R, A)` is one frame, `(B, C, R, A)` a batch, `(R, A)` one
-frame of a model with one channel; float32, float16 or uint8. `GET /v1/models` shows the shape.
-
-    curl --data-binary @frame.npy -H 'content-type: application/x-npy' 'http://localhost:8000/v1/classify?site=north'
-"""
-_CLASSIFY = {
-    "summary": "Classify radar heatmaps",
-    "description": _DESCRIPTION,
-    "operationId": "classify",
-    "tags": ["answers"],
-    "parameters": [
-        {
-            "name": "site",
-            "in": "query",
-            "required": False,
-            "description": "where the frame comes from: its clutter map is subtracted, if the model has one",
-            "schema": {"type": "string", "maxLength": 64},
-        }
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/x-npy": _NPY,
-            "application/octet-stream": _NPY,
-            "application/json": {
-                "schema": {
-                    "oneOf": [
-                        {
-                            "type": "object",
-                            "required": ["heatmap"],
-                            "properties": {"heatmap": _MAP_SCHEMA, "site": {"type": "string"}},
-                        },
-                        {
-                            "type": "object",
-                            "required": ["heatmaps"],
-                            "properties": {
-                                "heatmaps": {"type": "array", "items": _MAP_SCHEMA},
-                                "site": {"type": "string"},
-                            },
-                        },
-                    ]
-                },
-                "examples": {
-                    "one": {"value": {"heatmap": [[[-61.5, -60.2], [-58.0, -44.1]]], "site": "north"}},
-                    "many": {"value": {"heatmaps": [[[[-61.5, -60.2], [-58.0, -44.1]]]]}},
-                },
-            },
-        },
-    },
+_PROBLEM_EXAMPLES = {
+    "unreadable-body": ("JSON is broken at line 1, column 9: unexpected end of data", "send the whole object"),
+    "not-found": ("path is '/v1/clasify'", "GET / lists what is here"),
+    "no-such-model": ("model radar has no version 99", "GET /v1/models lists them"),
+    "not-loaded": (
+        "version 5 of radar is not loaded",
+        'POST /v2/repository/models/radar/load with {"parameters": {"version": "5"}}',
+    ),
+    "wrong-method": ("method is GET", "use POST"),
+    "slow-body": ("4096 bytes of the body came within 30 s", "send it faster or in smaller requests"),
+    "conflict": ("version 5 was refused: NaN in the answers", "promote another"),
+    "too-large": ("body has 20000000 bytes or more", "send at most 16777216: fewer frames a request, or float16"),
+    "wrong-media-type": ("content type is 'text/csv'", "post a .npy array as application/x-npy"),
+    "wrong-shape": ("heatmap shape is (2, 64, 64)", "send (2, 128, 64) for one frame"),
+    "wrong-dtype": ("heatmap dtype is int64", "send one of float32, float16, uint8"),
+    "not-finite": ("3 of 16384 values are NaN or infinite", "replace them before posting"),
+    "out-of-range": ("heatmap reaches 2e+06", "keep within 10000, as the sensors must; send dB rather than power"),
+    "bad-site": ("site is '../etc'", "use 1 to 64 letters, digits, '.', '_' or '-'"),
+    "bad-value": ("label is 'lorry'", "use one of empty, pedestrian, cyclist, car"),
+    "no-websocket": ("this was plain HTTP", "open a WebSocket"),
+    "internal": ("RuntimeError while answering", "see the log of the API"),
+    "not-ready": ("waiting for the trainer to publish a first version of radar", "try again soon"),
+    "no-streams": ("REDIS_URL is not set", "set it to the server that the sensors publish to"),
+    "too-many-clients": ("32 clients listen already", "raise ECHOSIGHT_MAX_EVENT_CLIENTS"),
 }
 
 
-def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses for the problems with these statuses."""
+def problem_responses(*statuses: int) -> Responses:
+    """OpenAPI responses for the problems with these statuses, an example for each kind."""
+    return {status: _problem_response(status) for status in statuses}
+
+
+def _problem_response(status: int) -> dict[str, Any]:
+    kinds = [kind for kind in KINDS if kind.status == status]
+    examples = {}
+    for kind in kinds:
+        what, remedy = _PROBLEM_EXAMPLES[kind.name]
+        examples[kind.name] = {"value": ProblemError(kind, what, remedy=remedy).members("/v1/classify")}
     return {
-        status: {
-            "description": "; ".join(kind.title for kind in KINDS if kind.status == status),
-            "content": {MEDIA_TYPE: {"schema": _PROBLEM_SCHEMA}},
-        }
-        for status in statuses
+        "description": "; ".join(kind.title for kind in kinds),
+        "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA, "examples": examples}},
     }
 
 
-def describe_classify(app: FastAPI, path: str) -> None:
-    """Add the hot route, which FastAPI does not know, to the schema of `app`."""
+def example(value: Any, *, status: int = 200) -> Responses:
+    """An example of the good answer."""
+    return {status: {"content": {"application/json": {"examples": {"usual": {"value": value}}}}}}
+
+
+def add_operations(app: FastAPI, operations: dict[str, dict[str, Any]]) -> None:
+    """Put written-out operations, by path, before those that FastAPI derives."""
     derive = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = derive()
-            ok = {
-                "description": "The class of each frame",
-                "headers": {"x-model-version": {"schema": {"type": "integer"}}},
-                "content": {
-                    "application/json": {
-                        "schema": _CLASSIFICATION_SCHEMA,
-                        "examples": {"one": {"value": _EXAMPLE_ONE}, "many": {"value": _EXAMPLE_MANY}},
-                    }
-                },
-            }
-            problems = problem_responses(400, 408, 413, 415, 422, 500, 503)
-            responses = {"200": ok} | {str(status): row for status, row in problems.items()}
-            schema["paths"] = {path: {"post": _CLASSIFY | {"responses": responses}}} | schema["paths"]
+            schema["paths"] = operations | schema["paths"]
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -2,6 +2,9 @@
 
 {"type": "urn:echosight:problem:wrong-shape", "title": ..., "status": 422,
  "detail": "heatmap shape is (2, 64, 64)", "remedy": "send (2, 128, 64)", "instance": "/v1/classify"}
+
+Below /v2 there is one member more, "error", with detail and remedy in one sentence: the one that clients of the
+Open Inference Protocol read.
 """
 
 from collections.abc import Mapping
@@ -32,32 +35,46 @@ class Kind:
 
 UNREADABLE_BODY = Kind("unreadable-body", 400, "The body cannot be read")
 NOT_FOUND = Kind("not-found", 404, "There is nothing here")
+NO_SUCH_MODEL = Kind("no-such-model", 404, "There is no such model or version")
+NOT_LOADED = Kind("not-loaded", 404, "This version is not loaded")
 WRONG_METHOD = Kind("wrong-method", 405, "This method does not work here")
 SLOW_BODY = Kind("slow-body", 408, "The body did not arrive in time")
+CONFLICT = Kind("conflict", 409, "The registry does not allow this")
 TOO_LARGE = Kind("too-large", 413, "The body is too large")
 WRONG_MEDIA_TYPE = Kind("wrong-media-type", 415, "This kind of body is not understood")
 WRONG_SHAPE = Kind("wrong-shape", 422, "The heatmap has the wrong shape")
 WRONG_DTYPE = Kind("wrong-dtype", 422, "The heatmap has the wrong element type")
 NOT_FINITE = Kind("not-finite", 422, "The heatmap has values that are no numbers")
+OUT_OF_RANGE = Kind("out-of-range", 422, "The heatmap has values beyond any radar's")
 BAD_SITE = Kind("bad-site", 422, "This is no name of a site")
 BAD_REQUEST_VALUE = Kind("bad-value", 422, "A value of the request is wrong")
+NO_WEBSOCKET = Kind("no-websocket", 426, "This is a WebSocket")
 INTERNAL = Kind("internal", 500, "The server failed")
 NOT_READY = Kind("not-ready", 503, "No model is live yet")
+NO_STREAMS = Kind("no-streams", 503, "The streams' server cannot be reached")
+TOO_MANY_CLIENTS = Kind("too-many-clients", 503, "Too many clients listen already")
 
 KINDS = (
     UNREADABLE_BODY,
     NOT_FOUND,
+    NO_SUCH_MODEL,
+    NOT_LOADED,
     WRONG_METHOD,
     SLOW_BODY,
+    CONFLICT,
     TOO_LARGE,
     WRONG_MEDIA_TYPE,
     WRONG_SHAPE,
     WRONG_DTYPE,
     NOT_FINITE,
+    OUT_OF_RANGE,
     BAD_SITE,
     BAD_REQUEST_VALUE,
+    NO_WEBSOCKET,
     INTERNAL,
     NOT_READY,
+    NO_STREAMS,
+    TOO_MANY_CLIENTS,
 )
 
 
@@ -71,16 +88,19 @@ class ProblemError(EchosightError):
 
     def body(self, instance: str) -> bytes:
         """The JSON of RFC 9457, section 3. instance: the path that was asked."""
-        return orjson.dumps(
-            {
-                "type": f"urn:echosight:problem:{self.kind.name}",
-                "title": self.kind.title,
-                "status": self.kind.status,
-                "detail": self.what,
-                "remedy": self.remedy,
-                "instance": instance,
-            }
-        )
+        return orjson.dumps(self.members(instance))
+
+    def members(self, instance: str) -> dict[str, Any]:
+        """The members of that JSON."""
+        members = {
+            "type": f"urn:echosight:problem:{self.kind.name}",
+            "title": self.kind.title,
+            "status": self.kind.status,
+            "detail": self.what,
+            "remedy": self.remedy,
+            "instance": instance,
+        }
+        return members | {"error": str(self)} if instance.startswith("/v2") else members
 
 
 def response(error: ProblemError, instance: str) -> Response:

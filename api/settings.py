@@ -17,6 +17,22 @@ class ApiSettings(CoreSettings):
     )
     max_batch: int = Field(default=64, ge=1, le=4096, description="most frames in one request")
     body_timeout_s: float = Field(default=30.0, gt=0, description="how long a client may take to send its body")
+    max_loaded_versions: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="versions that may be loaded beside the live one, to be asked by number",
+    )
+    max_streams: int = Field(
+        default=64, ge=1, description="clients that may stream frames over a WebSocket at a time"
+    )
+    stream_idle_s: float = Field(
+        default=300.0, gt=0, description="a WebSocket on which no frame came for so long is closed"
+    )
+    max_event_clients: int = Field(default=64, ge=1, description="clients that may listen to /v1/events at a time")
+    heartbeat_s: float = Field(
+        default=15.0, gt=0, description="silence after which /v1/events and a WebSocket show that they are alive"
+    )
     poll_interval_s: float = Field(
         default=2.0, gt=0, description="how often the API looks for a new or another model in the registry"
     )

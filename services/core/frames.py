@@ -153,7 +153,7 @@ def check_heatmap(heatmap: Heatmap) -> Heatmap:
         raise BadFrameError(
             f"heatmap shape is {heatmap.shape}", remedy="send (range, azimuth) or (channel, range, azimuth)"
         )
-    if heatmap.itemsize > 1 and not _is_bounded(heatmap):
+    if heatmap.itemsize > 1 and not is_bounded(heatmap):
         bad = int(np.count_nonzero(~np.isfinite(heatmap)))
         if bad:
             raise BadFrameError(
@@ -167,8 +167,8 @@ def check_heatmap(heatmap: Heatmap) -> Heatmap:
     return heatmap
 
 
-def _is_bounded(heatmap: Heatmap) -> bool:
-    """Whether all values are finite and within MAX_ABS_VALUE.
+def is_bounded(heatmap: Heatmap) -> bool:
+    """Whether all values of a float16 or float32 array are finite and within MAX_ABS_VALUE.
 
     Floats of one sign order as their bits do, NaN and infinity beyond all others: read as signed integers, the
     largest is the largest positive value; read as unsigned ones, it is the largest of the negative values.

@@ -1,6 +1,8 @@
 """The HTTP surface: answers, problems, probes, metrics, schema."""
 
 import asyncio
+import gzip
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -105,9 +107,22 @@ async def test_a_body_that_does_not_come_is_given_up(client: httpx.AsyncClient) 
     assert (answer.status_code, "4 bytes" in answer.json()["detail"]) == (408, True)
 
 
-async def test_a_compressed_body_is_refused(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/v1/classify", content=b"x", headers={"content-encoding": "gzip"})
-    assert (answer.status_code, "'gzip'" in answer.json()["detail"]) == (415, True)
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_compressed_body_is_read_up_to_the_same_limit(client: httpx.AsyncClient, encoding: str) -> None:
+    compress = gzip.compress if encoding == "gzip" else zlib.compress
+    headers = NPY | {"content-encoding": encoding}
+    whole = compress(npy(heatmap()))
+    assert (await client.post("/v1/classify", content=whole, headers=headers)).status_code == 200
+    bomb = await client.post("/v1/classify", content=compress(bytes(1_000_000)), headers=headers)
+    assert (bomb.status_code, "4097 bytes or more" in bomb.json()["detail"]) == (413, True)
+    for damaged, named in ((whole[:-4], "truncated"), (whole + b"x", "left over"), (b"x" * 20, "damaged")):
+        answer = await client.post("/v1/classify", content=damaged, headers=headers)
+        assert (answer.status_code, named in answer.json()["detail"]) == (400, True)
+
+
+async def test_a_body_in_an_unknown_compression_is_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/classify", content=b"x", headers={"content-encoding": "br"})
+    assert (answer.status_code, "'br'" in answer.json()["detail"]) == (415, True)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +255,7 @@ async def test_the_schema_documents_bodies_examples_and_every_problem(client: ht
     }
     assert classify["requestBody"]["content"]["application/json"]["examples"]
     statuses = {int(status) for status in classify["responses"]}
-    assert statuses == {200} | {kind.status for kind in KINDS} - {404, 405}
+    assert statuses == {200} | {kind.status for kind in KINDS} - {404, 405, 409, 426}
     assert "application/problem+json" in classify["responses"]["422"]["content"]
     assert {"/", "/livez", "/readyz", "/v1/models", "/metrics"} < set(schema["paths"])
 

@@ -24,7 +24,8 @@ JSON = "application/json"
 def decoded(
     body: bytes, content_type: str = NPY, *, query: bytes = b"", contract: InputContract = CONTRACT
 ) -> Posted:
-    return decode(body, content_type=content_type, query=query, contract=contract, max_batch=4)
+    headers = {b"content-type": content_type.encode("latin-1")}
+    return decode(body, headers=headers, query=query, contract=contract, max_batch=4)
 
 
 def refusal(

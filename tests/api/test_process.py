@@ -16,8 +16,10 @@ from tests.system.conftest import wait_for
 
 
 @contextmanager
-def api_process(data_dir: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A running API on a free port; yields the process and its port."""
+def api_process(
+    data_dir: Path, *, wait_until: str = "model live", **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A running API on a free port; yields the process and its port, once the log says `wait_until`."""
     process = subprocess.Popen(
         [sys.executable, "-m", "api", "--port", "0"],
         env=os.environ | {"ECHOSIGHT_DATA_DIR": str(data_dir), "REDIS_URL": ""} | environment,
@@ -27,7 +29,7 @@ def api_process(data_dir: Path, **environment: str) -> Iterator[tuple[subprocess
     assert process.stderr is not None
     try:
         seen, port = "", 0
-        while not (port and "model live" in seen):
+        while not (port and wait_until in seen):
             line = process.stderr.readline()
             assert line, seen
             seen += line

@@ -25,7 +25,7 @@ from services.core.streams.client import (
 from services.core.streams.consumer import Consumer
 from services.core.streams.dead import DeadLetter, DeadLetters
 from services.core.streams.delivery import Delivery
-from services.core.streams.events import EventLog
+from services.core.streams.events import EventLog, EventReader
 from services.core.streams.janitor import Janitor, Tidied
 from services.core.streams.leases import REPLICAS, SiteLeases
 from services.core.streams.publisher import Publisher, kind_of
@@ -43,6 +43,7 @@ __all__ = [
     "DeadLetters",
     "Delivery",
     "EventLog",
+    "EventReader",
     "Janitor",
     "Kind",
     "Publisher",

@@ -12,11 +12,13 @@ from services.core.errors import StreamsError
 from services.core.streams.client import (
     EVENTS,
     EVENTS_MAX_ENTRIES,
+    Client,
     SyncClient,
     check_url,
     connect_sync,
     disconnect_sync,
     entries_by_key,
+    passing_as_lost,
     translated,
 )
 
@@ -68,6 +70,34 @@ class EventLog:
     def close(self) -> None:
         if self._connected is not None:
             disconnect_sync(self._connected)
+
+
+class EventReader:
+    """Reads along, for asyncio: events with the ids of their entries, from any place on."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @passing_as_lost()
+    async def newest_id(self) -> str:
+        """The id after which only what is to come is read. Raises StreamsLost errors."""
+        newest: Any = await self._client.xrevrange(EVENTS, count=1)
+        return newest[0][0].decode() if newest else "0-0"
+
+    @passing_as_lost()
+    async def after(
+        self, last_id: str, *, count: int = 500, block_ms: int | None = None
+    ) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+        """The id to go on from, and the next events after `last_id` with theirs. Raises StreamsLost errors.
+
+        Entries that hold no JSON object are passed over.
+        """
+        reply = await self._client.xread({EVENTS: last_id}, count=count, block=block_ms)
+        entries = [entry for _, page in entries_by_key(reply) for entry in page]
+        events = [
+            (entry_id.decode(), event) for entry_id, fields in entries for event in _objects([(entry_id, fields)])
+        ]
+        return (entries[-1][0].decode() if entries else last_id), events
 
 
 def _objects(entries: Iterable[tuple[bytes, codec.Entry | None]]) -> list[dict[str, Any]]:

@@ -47,6 +47,14 @@ class Publisher:
         _raise_first(await send_all(self._client, commands))
 
     @passing_as_lost()
+    async def knows(self, site: str) -> bool:
+        """Whether `site` exists: some sensor has published radar frames of it. Raises StreamsLost errors."""
+        key = stream_key(check_site(site), "radar")
+        [found] = await send_all(self._client, [(key, ("EXISTS", key))])
+        _raise_first([found])
+        return bool(found)
+
+    @passing_as_lost()
     async def backlog(self, site: str) -> int:
         """Entries of `site` that the ingest group has not acknowledged yet: unread plus pending."""
         keys = [stream_key(site, kind) for kind in KINDS]

@@ -1,0 +1,87 @@
+"""POST /v2/models/{name}[/versions/{version}]/infer, the other hot route: read -> parse -> infer -> write."""
+
+import asyncio
+import time
+
+from starlette.types import Receive, Scope
+
+from api.classify import DECODE_IN_LOOP_BYTES
+from api.endpoint import JSON, Endpoint, Headers, Reply
+from api.inference import HEADER_LENGTH, Inference, read_inference, write_inference
+from api.metrics import Metrics
+from api.problems import NO_SUCH_MODEL, NOT_FOUND, ProblemError
+from api.reading import BodyReader
+from api.serving import Serving
+from api.versions import Versions
+
+_BINARY = (b"content-type", b"application/octet-stream")
+
+
+class Infer(Endpoint):
+    """The endpoint."""
+
+    def __init__(
+        self,
+        name: str,
+        serving: Serving,
+        versions: Versions,
+        reader: BodyReader,
+        metrics: Metrics,
+        *,
+        max_batch: int,
+    ) -> None:
+        super().__init__(metrics)
+        self._name = name
+        self._serving = serving
+        self._versions = versions
+        self._reader = reader
+        self._max_batch = max_batch
+
+    async def answer(self, scope: Scope, receive: Receive) -> Reply:
+        name, version = names_in(scope["path"])
+        headers = dict(scope["headers"])
+        body = await self._reader.read(headers, receive)  # first: an answer to half a request breaks a connection
+        check_name(name, self._name)
+        model = await self._versions.find(version)
+        started_ns = time.perf_counter_ns()
+        try:
+            header_length = headers.get(HEADER_LENGTH)
+
+            def read() -> Inference:
+                return read_inference(body, header_length, model, max_batch=self._max_batch)
+
+            inference = read() if len(body) < DECODE_IN_LOOP_BYTES else await asyncio.to_thread(read)
+            decoded_ns = time.perf_counter_ns()
+            outputs = tuple(wanted.name for wanted in inference.wanted)
+            found = await self._serving.infer(model, inference.heatmaps, inference.sites, outputs)
+            inferred_ns = time.perf_counter_ns()
+            answer, json_bytes = write_inference(inference, dict(zip(outputs, found.values, strict=True)), model)
+        except Exception:
+            self._serving.statistics.count_failure(model.version, time.perf_counter_ns() - started_ns)
+            raise
+        self._serving.statistics.count_transport(
+            model.version, decode_ns=decoded_ns - started_ns, encode_ns=time.perf_counter_ns() - inferred_ns
+        )
+        sent: Headers = [JSON] if json_bytes is None else [_BINARY, (HEADER_LENGTH, b"%d" % json_bytes)]
+        return Reply(sent, answer)
+
+
+def is_infer(path: str) -> bool:
+    """Whether a path is one of this endpoint."""
+    return path.endswith("/infer") and path.startswith("/v2/models/")
+
+
+def names_in(path: str) -> tuple[str, str]:
+    """The model's name and the version, "" if none, in a path of this endpoint. Raises ProblemError."""
+    match path.split("/")[3:-1]:
+        case [name]:
+            return name, ""
+        case [name, "versions", version] if version:
+            return name, version
+    raise ProblemError(NOT_FOUND, f"path is {path[:200]!r}", remedy="GET / lists what is here")
+
+
+def check_name(name: str, served: str) -> None:
+    """Raises ProblemError unless it is the name of the model that this server serves."""
+    if name != served:
+        raise ProblemError(NO_SUCH_MODEL, f"model is {name[:80]!r}", remedy=f"this server has {served!r}")
