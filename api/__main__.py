@@ -60,7 +60,7 @@ def _run(given: dict[str, Any]) -> int:
         return 2
     log = configure_logs("api", level=settings.log_level, log_format=settings.log_format)
     app = create_app(settings)
-    server = Server(_uvicorn_config(app, settings), live=app.state.live, log=log)
+    server = Server(uvicorn_config(app, settings), live=app.state.live, log=log)
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda *_: None)  # uvicorn raises it once more when it has stopped; then it is over
     server.run()
@@ -68,7 +68,8 @@ def _run(given: dict[str, Any]) -> int:
     return 0 if server.started else 1
 
 
-def _uvicorn_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
+def uvicorn_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
+    """How the server listens."""
     return uvicorn.Config(
         app,
         host=settings.api_host,

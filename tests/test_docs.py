@@ -45,7 +45,21 @@ def test_every_setting_stands_in_the_readme_with_its_default_and_meaning() -> No
 
 
 @pytest.mark.parametrize(
-    "command", ["", "up", "status", "simulate", "replay", "import", "record", "doctor", "ingest", "train", "serve"]
+    "command",
+    [
+        "",
+        "up",
+        "status",
+        "classify",
+        "simulate",
+        "replay",
+        "import",
+        "record",
+        "doctor",
+        "ingest",
+        "train",
+        "serve",
+    ],
 )
 def test_every_command_explains_itself(command: str) -> None:
     done = subprocess.run(

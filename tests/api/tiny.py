@@ -15,8 +15,10 @@ import onnx
 from fastapi import FastAPI
 from onnx import TensorProto, helper, numpy_helper
 
+from api.__main__ import Server, uvicorn_config
 from api.app import create_app
 from api.settings import ApiSettings
+from services.core.logs import logger
 from services.core.registry import CHECKPOINT_FILE, InputContract, Manifest, Parity, Registry
 
 CLASSES = ("empty", "pedestrian", "cyclist", "car")
@@ -127,6 +129,24 @@ async def serving(data_dir: Path, **settings: Any) -> AsyncIterator[tuple[FastAP
         httpx.AsyncClient(transport=transport, base_url="http://api") as client,
     ):
         yield app, client
+
+
+@contextlib.asynccontextmanager
+async def listening(data_dir: Path, **settings: Any) -> AsyncIterator[tuple[FastAPI, str]]:
+    """A running app that listens on a free port, in this process; yields it and its address, host:port."""
+    given = {"poll_interval_s": 0.02, "inference_threads": 2, "redis_url": "", "api_port": 0, **settings}
+    read = ApiSettings.read(data_dir=data_dir, **given)
+    app = create_app(read, export_command=export_command(data_dir / "prepared"))
+    server = Server(uvicorn_config(app, read), live=app.state.live, log=logger("test"))
+    serving = asyncio.create_task(server.serve())
+    try:
+        await until(lambda: server.started and (app.state.live.is_ready or app.state.live.waiting_for))
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        yield app, f"{host}:{port}"
+    finally:
+        app.state.live.is_stopping = True
+        server.should_exit = True
+        await serving
 
 
 async def until(is_so: Callable[[], Any], *, timeout_s: float = 15.0) -> None:

@@ -1,0 +1,90 @@
+"""The OpenAPI schema is kept: whatever it allows, no answer is a failure or one that it does not describe."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from api.openapi import _PROBLEM_EXAMPLES
+from api.problems import KINDS
+from services.core.embedded import start_embedded_server
+from tests.api.test_process import api_process
+from tests.api.tiny import SHAPE, heatmap, npy, publish_champion, registry_of
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+MAX_EXAMPLES = 12
+
+_good = [npy(heatmap()), npy(heatmap(2, *SHAPE)), heatmap().tobytes()]
+_bodies = (
+    st.sampled_from(_good)
+    | st.binary(max_size=200)
+    | st.binary(max_size=99).map(lambda tail: _good[0][:128] + tail)
+)
+schemathesis.openapi.media_type("application/x-npy", _bodies)
+schemathesis.openapi.media_type("application/octet-stream", _bodies)
+
+
+@schemathesis.hook
+def map_path_parameters(context: Any, path_parameters: dict[str, Any]) -> dict[str, Any]:
+    """Every second name is that of the model, every second version one that is there."""
+    if path_parameters and len(str(path_parameters)) % 2:
+        known = {"name": "radar", "version": 1}
+        return path_parameters | {name: known[name] for name in path_parameters}
+    return path_parameters
+
+
+@pytest.fixture(scope="module")
+def api_schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The schema of a server with two versions and streams, in a process of its own."""
+    data_dir = tmp_path_factory.mktemp("data")
+    publish_champion(registry_of(data_dir))
+    publish_champion(registry_of(data_dir))
+    with ExitStack() as stack:
+        server = start_embedded_server(tmp_path_factory.mktemp("redis"))
+        stack.callback(server.stop)
+        process, port = stack.enter_context(api_process(data_dir, REDIS_URL=server.url))
+        schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")
+        yield schema.exclude(path="/v1/events")  # which has no end
+        assert process.poll() is None
+
+
+def test_every_answer_is_described(api_schema: Any) -> None:
+    num_asked = 0
+    for found in api_schema.get_all_operations():
+        operation = found.ok()
+
+        @settings(
+            max_examples=MAX_EXAMPLES,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=True,
+            database=None,
+        )
+        @given(case=operation.as_strategy())
+        def ask(case: Any) -> None:
+            case.call_and_validate(checks=CHECKS, timeout=30.0)
+
+        ask()
+        num_asked += 1
+    assert num_asked > 25
+
+
+def test_every_kind_of_problem_has_an_example() -> None:
+    assert set(_PROBLEM_EXAMPLES) == {kind.name for kind in KINDS}

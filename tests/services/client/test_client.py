@@ -1,0 +1,209 @@
+"""The client against a real server, and against one that is busy, slow or none at all."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import redis
+
+from services.client import (
+    Client,
+    RefusedError,
+    ServerFailedError,
+    StreamClosedError,
+    UnavailableError,
+    UnreachableError,
+)
+from services.client.http import pause_s
+from services.core.streams import Publisher, stream_key
+from tests.api.tiny import SHAPE, heatmap, listening, probability_of, publish_champion, registry_of, until
+from tests.conftest import radar_frame
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+async def url(tmp_path: Path, redis_url: str, publisher: Publisher) -> AsyncIterator[str]:
+    await publisher.publish([radar_frame(0.0)])
+    publish_champion(registry_of(tmp_path))
+    async with listening(tmp_path, redis_url=redis_url, max_batch=4, max_streams=1) as (app, address):
+        await until(lambda: app.state.live.is_ready)
+        yield f"http://{address}"
+
+
+async def using(url: str, use: Callable[[Client], T]) -> T:
+    """What `use` returns for a client, on a thread: the server runs in this one."""
+
+    def run() -> T:
+        with Client(url, timeout_s=10.0, retries=0) as client:
+            return use(client)
+
+    return await asyncio.to_thread(run)
+
+
+async def test_a_frame_gets_its_prediction(url: str) -> None:
+    found = await using(url, lambda client: client.classify(heatmap(), site="north"))
+    assert found.probabilities["empty"] == pytest.approx(probability_of(1, site=1), abs=1e-6)
+    assert (found.version, found.site, found.is_site_known) == (1, "north", True)
+    assert found.confidence == max(found.probabilities.values())
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "u1", "i8"])
+async def test_many_frames_go_in_batches_whatever_their_dtype(url: str, dtype: str) -> None:
+    frames = heatmap(7, *SHAPE).astype(dtype)
+    assert len(await using(url, lambda client: client.classify_many(frames, batch=3))) == 7
+    embeddings = await using(url, lambda client: client.embed(list(frames), batch=3))
+    assert np.linalg.norm(embeddings, axis=1) == pytest.approx(np.ones(7))
+
+
+async def test_what_the_server_refuses_is_raised_with_its_remedy(url: str) -> None:
+    with pytest.raises(RefusedError, match=r"shape is \(3, 3\)") as caught:
+        await using(url, lambda client: client.classify(heatmap(3, 3)))
+    assert (caught.value.status, caught.value.kind) == (422, "wrong-shape")
+    assert "send (2, 4, 3)" in caught.value.remedy
+
+
+async def test_labels_and_models(url: str, redis_client: "redis.Redis") -> None:
+    await using(url, lambda client: client.label("car", site="north", captured_at_ns=1, seq=2))
+    assert redis_client.xlen(stream_key("north", "labels")) == 1
+    assert (await using(url, lambda client: client.models()))["live_version"] == 1
+
+
+async def test_a_stream_answers_in_order_and_goes_on_after_a_bad_frame(url: str) -> None:
+    def use(client: Client) -> tuple[list[str], list[str]]:
+        with client.stream(site="north") as stream:
+            frames = [heatmap() + number for number in range(5)]
+            before = [found.label for found in stream.classify(frames)]
+            stream.send(heatmap(3, 3))
+            with pytest.raises(RefusedError):
+                stream.receive()
+            large = np.zeros((4, *SHAPE), np.float32)
+            stream.send(large)
+            with pytest.raises(KeyError):  # a batch is answered as one
+                stream.receive()
+            return before, [found.site for found in stream.classify(frames[:1])]
+
+    labels, sites = await using(url, use)
+    assert (len(labels), sites) == (5, ["north"])
+
+
+async def test_a_stream_that_is_refused_or_ended_says_why(url: str) -> None:
+    def use(client: Client) -> None:
+        with client.stream(), pytest.raises(UnavailableError, match="stream already"):
+            client.stream()
+        with pytest.raises(RefusedError):
+            client.stream(site="../etc")
+
+    await using(url, use)
+
+
+async def test_the_end_of_a_stream_says_why(tmp_path: Path) -> None:
+    publish_champion(registry_of(tmp_path))
+    async with listening(tmp_path, stream_idle_s=0.2) as (app, address):
+        await until(lambda: app.state.live.is_ready)
+
+        def use(client: Client) -> None:
+            with client.stream() as stream, pytest.raises(StreamClosedError, match=r"1000.*no frame for 0.2 s"):
+                stream.receive()
+
+        await using(f"http://{address}", use)
+
+
+class _Script(BaseHTTPRequestHandler):
+    """Answers with one status after the other; 0 ends the connection without an answer."""
+
+    protocol_version = "HTTP/1.1"
+    statuses: list[int]
+    num_connections = 0
+
+    def setup(self) -> None:
+        super().setup()
+        type(self).num_connections += 1
+
+    def do_GET(self) -> None:
+        status = self.statuses.pop(0)
+        if status == 0:
+            self.close_connection = True
+            return
+        body = b'{"name": "radar"}' if status == 200 else b'{"detail": "busy", "remedy": "wait"}'
+        self.send_response(status)
+        self.send_header("retry-after", "0")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def scripted(*statuses: int) -> Iterator[tuple[str, type[_Script]]]:
+    handler = type("Script", (_Script,), {"statuses": list(statuses)})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", handler
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_busy_server_is_asked_again_on_the_same_connection() -> None:
+    with scripted(503, 429, 200, 200) as (url, handler), Client(url, retries=2) as client:
+        assert client.models() == client.models() == {"name": "radar"}
+        assert handler.num_connections == 1
+
+
+def test_a_connection_that_was_closed_meanwhile_is_opened_again() -> None:
+    with scripted(200, 0, 200) as (url, _), Client(url, retries=1) as client:
+        assert client.models() == client.models() == {"name": "radar"}
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(503, UnavailableError), (429, UnavailableError), (500, ServerFailedError), (404, RefusedError)],
+)
+def test_the_last_answer_becomes_a_typed_error(status: int, error: type[Exception]) -> None:
+    with (
+        scripted(status, status) as (url, _),
+        Client(url, retries=0) as client,
+        pytest.raises(error, match="busy; wait"),
+    ):
+        client.models()
+
+
+def test_nobody_at_the_address_is_said_with_the_remedy() -> None:
+    with (
+        Client("http://127.0.0.1:1", retries=0) as client,
+        pytest.raises(UnreachableError, match="echosight serve"),
+    ):
+        client.models()
+    for url in ("ftp://here", "http://", "http://here:many"):
+        with pytest.raises(UnreachableError, match="use http://host:port"):
+            Client(url)
+
+
+def test_pauses_follow_the_server_within_reason() -> None:
+    assert pause_s(0, "2") == 2.0
+    assert pause_s(0, "86400") == 30.0
+    assert [pause_s(attempt, None) for attempt in range(3)] == [0.25, 0.5, 1.0]
+    assert pause_s(1, "Fri, 27 Nov 2026 22:00:00 GMT") == 0.5
+
+
+def test_it_needs_numpy_and_the_standard_library_alone() -> None:
+    code = (
+        "import sys; known = {*sys.modules}; import services.client;"
+        "names = {name.split('.')[0] for name in {*sys.modules} - known};"
+        "print(*(names - sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"numpy", "services"}

@@ -1,0 +1,74 @@
+"""`echosight classify` against a server in a process of its own."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from services.cli import app
+from tests.api.test_process import api_process
+from tests.api.tiny import SHAPE, heatmap, publish_champion, registry_of
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    data_dir = tmp_path_factory.mktemp("data")
+    publish_champion(registry_of(data_dir))
+    with api_process(data_dir) as (_, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "deeper").mkdir()
+    np.save(tmp_path / "a.npy", heatmap())
+    np.save(tmp_path / "deeper" / "b.npy", heatmap(2, *SHAPE))
+    return tmp_path
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["classify", *arguments])
+    return result.exit_code, result.output
+
+
+def test_a_folder_a_file_and_a_pattern(url: str, folder: Path) -> None:
+    for what, num_frames in ((folder, 3), (folder / "a.npy", 1), (folder / "*.npy", 1), (folder / "**" / "b*", 2)):
+        status, output = run(str(what), "--url", url, "--json", "--site", "north")
+        frames = json.loads(output)["frames"]
+        assert (status, len(frames)) == (0, num_frames)
+        assert {frame["label"] for frame in frames} == {"pedestrian"}
+    assert [frame.get("index") for frame in json.loads(run(str(folder), "--url", url, "--json")[1])["frames"]] == [
+        None,
+        0,
+        1,
+    ]
+
+
+def test_a_table_for_people(url: str, folder: Path) -> None:
+    status, output = run(str(folder / "a.npy"), "--url", url)
+    assert status == 0
+    assert "pedestrian" in output
+    assert "v1" in output
+
+
+def test_bad_files_are_reported_and_the_others_go_on(url: str, folder: Path) -> None:
+    (folder / "c.npy").write_bytes(b"rubbish")
+    np.save(folder / "d.npy", heatmap(3, 3))
+    np.save(folder / "e.npy", np.full(SHAPE, np.nan, np.float32))
+    np.save(folder / "f.npy", heatmap())
+    status, output = run(str(folder), "--url", url, "--json")
+    frames = {Path(frame["file"]).name: frame for frame in json.loads(output)["frames"]}
+    assert status == 1
+    assert "cannot be read" in frames["c.npy"]["problem"]
+    assert "(3, 3)" in frames["d.npy"]["problem"]
+    assert "NaN" in frames["e.npy"]["problem"]
+    assert frames["a.npy"]["label"] == frames["f.npy"]["label"] == "pedestrian"
+
+
+def test_nothing_to_classify_and_nobody_to_ask_are_said(folder: Path) -> None:
+    assert run(str(folder / "*.png"))[0] == 2
+    status, _ = run(str(folder), "--url", "nonsense://")
+    assert status == 2
