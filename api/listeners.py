@@ -32,6 +32,7 @@ _QUEUE_EVENTS = 256
 _BLOCK_MS = 1000
 _LOOK_S = 0.5
 """How long a stopping server's clients may not notice."""
+_PAUSE_S = 1.0
 _RETRY = b"retry: 2000\n\n"
 _ID = re.compile(r"\d{1,19}-\d{1,19}")
 
@@ -55,15 +56,18 @@ class Listeners:
         """Feed the clients, until cancelled. A lost server is waited for."""
         if self._client is None:
             return
-        reader, last_id = EventReader(self._client), ""
+        reader, last_id, is_lost = EventReader(self._client), "", False
         while True:
             try:
                 last_id = last_id or await reader.newest_id()
                 last_id, events = await reader.after(last_id, block_ms=_BLOCK_MS)
-            except (*StreamsLost, StreamsError) as error:
-                logger("api").warning("events lost for now", error=str(error))
-                await asyncio.sleep(1.0)
+            except Exception as error:  # a refusal too: the clients have their heartbeats meanwhile
+                if not is_lost:
+                    logger("api").warning("events lost for now", error=str(error))
+                is_lost = True
+                await asyncio.sleep(_PAUSE_S)
                 continue
+            is_lost = False
             for event in events:
                 for queue in self._queues - self._overflown:
                     try:

@@ -39,6 +39,7 @@ class Versions:
             return self._live.current
         version = await self.number(name)
         if self._live.current is not None and version == self._live.version:
+            self._loaded.pop(version, None)  # it went live since: one copy is enough
             return self._live.current
         model = self._loaded.get(version)
         if model is None:

@@ -5,8 +5,8 @@
 
 Truncated and lying bodies, bombs, broken HTTP and WebSockets, slow clients and vanishing ones, sixteen at a time,
 at one server with the model of the tests; every hundredth request is a good one. Ends with status 1 if any answer
-is a 5xx, if any request is left without an answer, if the server ends, or if the second half of the attacks has taken
-32 MiB more memory than the first.
+is a 5xx, if any request is left without an answer, if the server ends, or if the second half of the attacks has
+taken 32 MiB more memory than the first.
 """
 
 import argparse

@@ -290,10 +290,10 @@ def gone_at_once(rng: Rng) -> Attack:
 
 
 def broken_websocket(rng: Rng) -> Attack:
+    version, key = rng.choice((13, 13, 13, 8, "x")), rng.choice(("A" * 22 + "==", "A" * 22 + "==", "x", ""))
     head = (
         "GET /v1/stream HTTP/1.1\r\nhost: api\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
-        f"sec-websocket-version: {rng.choice((13, 13, 13, 8, 'x'))}\r\n"
-        f"sec-websocket-key: {rng.choice(('AAAAAAAAAAAAAAAAAAAAAA==', 'AAAAAAAAAAAAAAAAAAAAAA==', 'x', ''))}\r\n\r\n"
+        f"sec-websocket-version: {version}\r\nsec-websocket-key: {key}\r\n\r\n"
     ).encode()
     frame = rng.choice(
         (
