@@ -218,8 +218,10 @@ def as_batch(
 
 
 def as_float32(heatmaps: npt.NDArray[Any]) -> Heatmaps:
-    """A C-ordered, little-endian float32 array, checked to be bounded. No copy where it is one already."""
+    """A C-ordered, aligned float32 array, checked to be bounded. No copy where it is one already."""
     given = heatmaps
+    if not heatmaps.flags.aligned:  # data after a JSON header of any length: numpy is slow where a copy is not
+        heatmaps = heatmaps.copy()
     if heatmaps.dtype.kind == "f" and heatmaps.itemsize > 4:
         with np.errstate(over="ignore"):  # what overflows becomes infinite, and is counted as such
             heatmaps = heatmaps.astype(np.float32)

@@ -65,11 +65,14 @@ class Classifier:
         index = self._site_index.get(name)
         return (0, False) if index is None else (index, True)
 
+    def sites(self, index: int, num_frames: int) -> npt.NDArray[np.int64]:
+        """(num_frames,) int64 of one site's index, not to be written to."""
+        one = self._one_site[index]
+        return one if num_frames == 1 else np.repeat(one, num_frames)
+
     def predict(self, heatmaps: npt.NDArray[np.float32], site_index: int) -> Probabilities:
         """Class probabilities. heatmaps: (B, C, R, A) float32, raw. returns: (B, classes) float32."""
-        num_frames = len(heatmaps)
-        one = self._one_site[site_index]
-        sites = one if num_frames == 1 else np.repeat(one, num_frames)
+        sites = self.sites(site_index, len(heatmaps))
         answer: Probabilities = self._run(["probabilities"], {"heatmap": heatmaps, "site": sites})[0]
         return answer
 

@@ -33,7 +33,7 @@ class Embed(Endpoint):
         model = self._serving.model
         posted = await decode_posted(body, headers, scope["query_string"], model, max_batch=self._max_batch)
         site_index, is_known = model.site(posted.site)
-        sites = np.full(len(posted.heatmaps), site_index, np.int64)
+        sites = model.sites(site_index, len(posted.heatmaps))
         outputs = await self._serving.infer(model, posted.heatmaps, sites, ("embedding",))
         embeddings = unit_norm(outputs.values[0])
         version = (b"x-model-version", b"%d" % model.version)

@@ -26,11 +26,14 @@ from api.problems import (
 
 HEADER_LENGTH = b"inference-header-content-length"
 INPUTS = ("heatmap", "site")
-HEATMAP_DATATYPES = ("FP32", "FP16", "FP64", "UINT8")
+HEATMAP_DATATYPES = {"FP32": "float32", "FP16": "float16", "FP64": "", "UINT8": "uint8"}
+"""To the name in an input contract; FP64 stands for whatever Python calls a float, and is always welcome."""
 CLASSIFIED = "probabilities"
 """The output that the classification extension works on."""
 
 Array = npt.NDArray[Any]
+Inputs = dict[str, tuple[str, Array]]
+"""Datatype and array of each input."""
 _EXAMPLE = '{"inputs": [{"name": "heatmap", "shape": [1, 2, 128, 64], "datatype": "FP32", "data": [...]}]}'
 _MAX_OUTPUTS = 16
 
@@ -67,7 +70,7 @@ def read_inference(body: bytes, header_length: bytes | None, model: Classifier, 
     parameters = _parameters(request, "the request")
     inputs = _inputs(request, rest)
     heatmaps = _heatmaps(inputs, model, max_batch)
-    sites = _sites(inputs.get("site"), parameters.get("site"), model, len(heatmaps))
+    sites = _sites(inputs, parameters.get("site"), model, len(heatmaps))
     request_id = request.get("id", "")
     if not isinstance(request_id, str):
         raise _bad_value(f"id is {str(request_id)[:40]!r}", "send a text")
@@ -140,7 +143,7 @@ def _read_raw(body: bytes, model: Classifier, max_batch: int) -> Inference:
         )
     array = np.frombuffer(body, "<f4").reshape(num_frames, *model.contract.shape)
     heatmaps = as_float32(as_batch(array, model.contract, max_batch)[0])
-    return Inference("", heatmaps, np.zeros(num_frames, np.int64), _all_outputs(model, is_binary=True))
+    return Inference("", heatmaps, model.sites(0, num_frames), _all_outputs(model, is_binary=True))
 
 
 def _object(header: bytes) -> dict[str, Any]:
@@ -159,12 +162,12 @@ def _object(header: bytes) -> dict[str, Any]:
     return request
 
 
-def _inputs(request: dict[str, Any], rest: memoryview) -> dict[str, Array]:
+def _inputs(request: dict[str, Any], rest: memoryview) -> Inputs:
     """The tensors by their names; binary data lies in `rest` in their order, and nothing else."""
     rows = request.get("inputs")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ProblemError(UNREADABLE_BODY, f"inputs is {str(rows)[:40]}", remedy=f"send {_EXAMPLE}")
-    found: dict[str, Array] = {}
+    found: Inputs = {}
     position = 0
     for row in rows:
         name = row.get("name")
@@ -177,7 +180,7 @@ def _inputs(request: dict[str, Any], rest: memoryview) -> dict[str, Array]:
             raise _bad_value(f"datatype of {name} is {str(datatype)[:40]}", "send FP32, FP16, FP64 or UINT8")
         size = _parameters(row, name).get("binary_data_size")
         if size is None:
-            found[name] = tensors.from_json(row.get("data"), name=name, datatype=datatype, shape=shape)
+            found[name] = datatype, tensors.from_json(row.get("data"), name=name, datatype=datatype, shape=shape)
             continue
         if type(size) is not int or not 0 <= size <= len(rest) - position:
             raise ProblemError(
@@ -186,7 +189,7 @@ def _inputs(request: dict[str, Any], rest: memoryview) -> dict[str, Array]:
                 remedy="send the data of all tensors after the JSON, in their order",
             )
         data = rest[position : position + size]
-        found[name] = tensors.from_binary(data, name=name, datatype=datatype, shape=shape)
+        found[name] = datatype, tensors.from_binary(data, name=name, datatype=datatype, shape=shape)
         position += size
     if position != len(rest):
         raise ProblemError(
@@ -197,27 +200,27 @@ def _inputs(request: dict[str, Any], rest: memoryview) -> dict[str, Array]:
     return found
 
 
-def _heatmaps(inputs: Mapping[str, Array], model: Classifier, max_batch: int) -> Heatmaps:
-    heatmap = inputs.get("heatmap")
-    if heatmap is None:
+def _heatmaps(inputs: Inputs, model: Classifier, max_batch: int) -> Heatmaps:
+    if "heatmap" not in inputs:
         raise _bad_value(f"inputs are {', '.join(inputs)}", f"send {_EXAMPLE}")
-    datatype = tensors.datatype_of(heatmap)
+    datatype, heatmap = inputs["heatmap"]
     if datatype not in HEATMAP_DATATYPES:
         raise ProblemError(
             WRONG_DTYPE,
             f"datatype of heatmap is {datatype}",
             remedy=f"send one of {', '.join(HEATMAP_DATATYPES)}",
         )
-    if datatype != "FP64":  # which stands for whatever Python calls a float
-        check_dtype(heatmap.dtype.name, model.contract)
+    if HEATMAP_DATATYPES[datatype]:
+        check_dtype(HEATMAP_DATATYPES[datatype], model.contract)
     return as_float32(as_batch(heatmap, model.contract, max_batch)[0])
 
 
-def _sites(tensor: Array | None, named: Any, model: Classifier, num_frames: int) -> npt.NDArray[np.int64]:
+def _sites(inputs: Inputs, named: Any, model: Classifier, num_frames: int) -> npt.NDArray[np.int64]:
     """One index a frame, from the input `site` (names or indices) or from the request's parameter."""
-    if tensor is None:
+    if "site" not in inputs:
         name = checked_site("" if named is None else named)
-        return np.full(num_frames, model.site(name)[0], np.int64)
+        return model.sites(model.site(name)[0], num_frames)
+    datatype, tensor = inputs["site"]
     if named is not None:
         raise ProblemError(BAD_SITE, "site is an input and a parameter", remedy="send one of the two")
     if tensor.size not in (1, num_frames):
@@ -241,7 +244,7 @@ def _sites(tensor: Array | None, named: Any, model: Classifier, num_frames: int)
     else:
         raise ProblemError(
             WRONG_DTYPE,
-            f"datatype of site is {tensors.datatype_of(tensor)}",
+            f"datatype of site is {datatype}",
             remedy="send names as BYTES, or indices as INT64",
         )
     return np.ascontiguousarray(np.broadcast_to(indices, (num_frames,)))

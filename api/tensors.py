@@ -29,8 +29,8 @@ _LENGTH = struct.Struct("<I")
 
 
 def datatype_of(array: npt.NDArray[Any]) -> str:
-    """The protocol's name for the elements of `array`."""
-    return BYTES if array.dtype == object else _NAMES[array.dtype.newbyteorder("<")]
+    """The protocol's name for the elements of `array`, which are little-endian."""
+    return BYTES if array.dtype.kind == "O" else _NAMES[array.dtype]
 
 
 def check_shape(shape: Any, name: str) -> tuple[int, ...]:
@@ -92,9 +92,9 @@ def from_json(data: Any, *, name: str, datatype: str, shape: tuple[int, ...]) ->
 
 def to_binary(array: npt.NDArray[Any]) -> bytes:
     """The bytes of a tensor as the protocol wants them."""
-    if array.dtype == object:
+    if array.dtype.kind == "O":
         return b"".join(_LENGTH.pack(len(item)) + item for item in array.ravel())
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    return array.tobytes() if array.dtype in _NAMES else array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
 def to_json(array: npt.NDArray[Any]) -> Any:
