@@ -23,7 +23,7 @@ PROBLEM_SCHEMA = {
         "error": {"type": "string", "description": "below /v2: detail and remedy in one sentence"},
     },
 }
-_PROBLEM_EXAMPLES = {
+PROBLEM_EXAMPLES = {
     "unreadable-body": ("JSON is broken at line 1, column 9: unexpected end of data", "send the whole object"),
     "not-found": ("path is '/v1/clasify'", "GET / lists what is here"),
     "no-such-model": ("model radar has no version 99", "GET /v1/models lists them"),
@@ -59,7 +59,7 @@ def _problem_response(status: int) -> dict[str, Any]:
     kinds = [kind for kind in KINDS if kind.status == status]
     examples = {}
     for kind in kinds:
-        what, remedy = _PROBLEM_EXAMPLES[kind.name]
+        what, remedy = PROBLEM_EXAMPLES[kind.name]
         examples[kind.name] = {"value": ProblemError(kind, what, remedy=remedy).members("/v1/classify")}
     return {
         "description": "; ".join(kind.title for kind in kinds),

@@ -1,7 +1,6 @@
 """What each version has answered since the server started, in the terms of protocol V2's statistics extension."""
 
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 MAX_VERSIONS = 32
@@ -39,7 +38,7 @@ class Statistics:
     """Counters by version. Only the event loop's thread counts."""
 
     def __init__(self) -> None:
-        self._versions: OrderedDict[int, VersionCounts] = OrderedDict()
+        self._versions: dict[int, VersionCounts] = {}
 
     def of(self, version: int) -> VersionCounts:
         """The counters of a version, all zero if it has not answered yet."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from services.client import Client, ClientError, Prediction, RefusedError
 from services.commands.output import console, fail, print_json
@@ -126,7 +126,7 @@ def _row(where: dict[str, Any], prediction: Prediction) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     classes = next((list(row["probabilities"]) for row in rows if "label" in row), [])
-    table = Table("file", "label", *classes, "model", box=None)
+    table = Table(Column("file", overflow="fold"), "label", *classes, "model", box=None)
     for row in rows:
         name = escape(row["file"]) + (f" [{row['index']}]" if "index" in row else "")
         if "problem" in row:

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from api.openapi import _PROBLEM_EXAMPLES
+from api.openapi import PROBLEM_EXAMPLES
 from api.problems import KINDS
 from services.core.embedded import start_embedded_server
 from services.core.streams import stream_key
@@ -109,4 +109,4 @@ def test_every_answer_is_described(api_schema: Any) -> None:
 
 
 def test_every_kind_of_problem_has_an_example() -> None:
-    assert set(_PROBLEM_EXAMPLES) == {kind.name for kind in KINDS}
+    assert set(PROBLEM_EXAMPLES) == {kind.name for kind in KINDS}
