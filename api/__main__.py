@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from api.app import create_app
 from api.models import LiveModel
 from api.settings import ApiSettings
-from services.core.errors import SettingsError
+from services.core.errors import SettingsError, StreamsError
 from services.core.logs import Log, configure_logs
 
 
@@ -55,11 +55,11 @@ def main(
 def _run(given: dict[str, Any]) -> int:
     try:
         settings = ApiSettings.read(**given)
-    except SettingsError as error:
+        log = configure_logs("api", level=settings.log_level, log_format=settings.log_format)
+        app = create_app(settings)
+    except (SettingsError, StreamsError) as error:  # a REDIS_URL that cannot be one is the latter
         print(f"error: {error}", file=sys.stderr)
         return 2
-    log = configure_logs("api", level=settings.log_level, log_format=settings.log_format)
-    app = create_app(settings)
     server = Server(uvicorn_config(app, settings), live=app.state.live, log=log)
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda *_: None)  # uvicorn raises it once more when it has stopped; then it is over

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.api.tiny import export_command, heatmap, npy, publish_champion, registry_of
 from tests.system.conftest import wait_for
@@ -49,16 +50,18 @@ def test_the_server_imports_neither_torch_nor_the_trainer() -> None:
     assert not imported & {"torch", "torchvision", "trainer"}
 
 
-def test_a_bad_setting_ends_the_process_with_its_name() -> None:
+@pytest.mark.parametrize(("name", "value"), [("ECHOSIGHT_API_PORT", "many"), ("REDIS_URL", "nonsense://x")])
+def test_a_bad_setting_ends_the_process_with_its_name(name: str, value: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "api"],
-        env=os.environ | {"ECHOSIGHT_API_PORT": "many"},
+        env=os.environ | {name: value},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2
-    assert "ECHOSIGHT_API_PORT is 'many'" in done.stderr
+    assert f"{name} is '{value}'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_connection_lives_through_refusals_and_sigterm_lets_the_last_request_finish(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -18,8 +19,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from api.app import create_app
 from api.openapi import PROBLEM_EXAMPLES
 from api.problems import KINDS
+from api.settings import ApiSettings
 from services.core.embedded import start_embedded_server
 from services.core.streams import stream_key
 from tests.api.test_process import api_process
@@ -32,7 +35,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-MAX_EXAMPLES = 12
+MAX_EXAMPLES = 10
 
 _good = [npy(heatmap()), npy(heatmap(2, *SHAPE)), heatmap().tobytes()]
 _bodies = (
@@ -110,3 +113,15 @@ def test_every_answer_is_described(api_schema: Any) -> None:
 
 def test_every_kind_of_problem_has_an_example() -> None:
     assert set(PROBLEM_EXAMPLES) == {kind.name for kind in KINDS}
+
+
+def test_every_body_and_answer_has_an_example(tmp_path: Path) -> None:
+    app = create_app(ApiSettings.read(data_dir=tmp_path, redis_url=""))
+    for path, methods in app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            described = {"body": operation.get("requestBody", {}), **operation["responses"]}
+            for where, part in described.items():
+                for media_type, content in part.get("content", {}).items():
+                    is_binary = content.get("schema", {}).get("format") == "binary"
+                    assert is_binary or content.get("examples"), f"{method} {path}, {where}, {media_type}"
+            assert operation["summary"]
