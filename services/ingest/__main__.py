@@ -38,7 +38,7 @@ async def _run(settings: IngestSettings, until_idle_s: float | None) -> None:
     server = await wait_for_server(client, timeout_s=60.0)
     consumer = Consumer(client, name=settings.consumer_name, sites=settings.site_names)
     events = EventLog(url, source="ingest")
-    leases = SiteLeases(client, owner=settings.consumer_name, ttl_ms=settings.lease_ms)
+    leases = SiteLeases(client, owner=settings.consumer_name, ttl_ms=settings.lease_ms, sites=settings.site_names)
     janitor = Janitor(client, max_stream_bytes=settings.max_stream_bytes, max_dead_bytes=settings.max_dead_bytes)
     worker = IngestWorker(settings, consumer, leases=leases, janitor=janitor, log=log, events=events)
     stop_metrics = worker.metrics.serve(host=settings.ingest_metrics_host, port=settings.ingest_metrics_port)
