@@ -1,8 +1,9 @@
 """Whether a container does its work: `healthcheck.py api | ingest | trainer | site NAME`. Exit status 0: it does.
 
 The API must answer; the worker of this very container must have reported to the event stream lately, whatever its
-other replicas do; a simulated site must have published a frame lately. Runs every few seconds beside the worker, so it imports nothing that takes time: it speaks just
-enough of the Redis protocol. Keys and events are those of docs/asyncapi.yaml.
+other replicas do; a simulated site must have published a frame lately. Runs every few seconds beside the worker,
+so it imports nothing that takes time: it speaks just enough of the Redis protocol. Keys and events are those of
+docs/asyncapi.yaml.
 """
 
 import os

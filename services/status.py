@@ -96,7 +96,7 @@ class Status:
         return f"step {step:,.0f} | loss {loss:.2f} (chance {chance:.2f})"
 
     def tables(self) -> RenderableType:
-        """Per site: what is stored, the clocks, under which reason its frames left, what curation made of its pairs."""
+        """Per site: what is stored, the clocks, under which reason its frames left, what curation did."""
         tables = (self._sites(), self._clocks(), self._frames(), self._curation())
         return Group(*(table for table in tables if table is not None))
 
@@ -105,7 +105,8 @@ class Status:
         said = [(name, site, event) for event in self.ingest() for name, site in _objects(event, "sites").items()]
         return sorted(said, key=lambda one: one[0])
 
-    def _sites(self) -> Table:
+    def _sites(self) -> Table | None:
+        """None where no site is known."""
         table = _table("site", "replica")
         for name in ("pairs", "pairs/s", "MB", "held", "p50 ms", "p99 ms"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -119,7 +120,7 @@ class Status:
                 f"{number(site, 'held'):,.0f}",
                 *(f"{number(site, key):.0f}" if key in site else "-" for key in ("p50_ms", "p99_ms")),
             )
-        return table
+        return table if table.row_count else None
 
     def _clocks(self) -> Table | None:
         """None as long as no site's clocks are known."""
@@ -136,8 +137,8 @@ class Status:
                 )
         return table if table.row_count else None
 
-    def _frames(self) -> Table:
-        """A row for each site and stream."""
+    def _frames(self) -> Table | None:
+        """A row for each site and stream; None where no frame has left."""
         table = _table("site", "stream", "frames, by why they left ingest")
         for name, site, _ in self._each_site():
             by_kind: dict[str, dict[str, float]] = {}
@@ -146,7 +147,7 @@ class Status:
                 by_kind.setdefault(kind, {})[reason] = num
             for kind, reasons in sorted(by_kind.items()):
                 table.add_row(escape(name), escape(kind), _counts(reasons))
-        return table
+        return table if table.row_count else None
 
     def _curation(self) -> Table | None:
         """None where nothing was curated."""

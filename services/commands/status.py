@@ -52,7 +52,8 @@ def status(
         print_json(found)
     else:
         table = Table(show_header=False, box=None)
-        table.add_row("streams", escape(streams) or "up")
+        is_refused = bool(streams and settings.redis_url)
+        table.add_row("streams", "[red]no answer[/red]" if is_refused else escape(streams) or "up")
         table.add_row("store", f"{len(reader):,} pairs, {megabytes(reader.num_bytes)}, {num_labels} labelled")
         table.add_row("sites", escape(", ".join(reader.sites)) or "none yet")
         of = escape("; ".join([f"{len(versions)} versions", *(f"{k} v{v}" for k, v in aliases.items())]))
@@ -80,6 +81,9 @@ def _listen(settings: CoreSettings, newest: Status) -> str:
 
 
 def _add_news(table: Table, newest: Status, *, champion: int | None) -> None:
+    if not newest.events:
+        table.add_row("now", "nobody has reported yet; start with `echosight up`")
+        return
     table.add_row("now", newest.line(champion=champion))
     trainer = newest.newest("trainer")
     if trainer:
@@ -90,5 +94,3 @@ def _add_news(table: Table, newest: Status, *, champion: int | None) -> None:
     if heard_s:
         age_s = time.time() - heard_s
         table.add_row("heard", f"{age_s:.0f} s ago" + ("; is it running?" if age_s > 30 else ""))
-    else:
-        table.add_row("heard", "nobody yet; start with `echosight up`")

@@ -144,5 +144,5 @@ def test_tables_fit_a_narrow_terminal_without_cutting_anything() -> None:
 )
 def test_tables_survive_an_event_that_is_not_as_it_should_be(sites) -> None:
     status = Status()
-    status.take_in([{"kind": "ingest", "sites": sites}])
-    assert "site" in printed(status)
+    status.take_in([{"kind": "ingest", "sites": sites}, replica("a", site="south")])
+    assert "south" in printed(status)
