@@ -242,7 +242,7 @@ def radar_from(row: Row, payload: bytes, *, site: str) -> RadarFrame:
     meta = _radar_meta(payload[: row.meta_bytes])
     if meta.num_bytes != row.radar_bytes:
         raise BadFrameError(
-            f"heatmap stored for site {site} has {row.radar_bytes} bytes, shape {meta.shape} needs {meta.num_bytes}",
+            f"heatmap stored for site {site} has {row.radar_bytes} bytes, {meta.shape} needs {meta.num_bytes}",
             remedy="its writer was broken; move the segment away",
         )
     heatmap = np.ndarray(meta.shape, meta.dtype, payload, row.meta_bytes)
