@@ -21,6 +21,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Frames that could not be decoded, with the reason. A site's `dead` stream keeps them, payload and all, "
     "until they are requeued, dropped, or crowded out by newer ones.",
+    epilog="Example: `echosight dead list`, then `echosight dead show north 1712000000123-0` for one, and "
+    "`echosight dead requeue north --all` once ingest understands them.",
 )
 _Site = Annotated[str, typer.Argument(help="Site whose letters are meant.", show_default=False)]
 _Ids = Annotated[list[str] | None, typer.Argument(help="Ids of letters, as `dead list` shows them.")]

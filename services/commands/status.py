@@ -20,9 +20,17 @@ from services.status import Status, number
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what is stored, learnt and served right now, from what the workers left on disk and in the streams.
+    """Show what is stored, learnt and served right now, from the disk and from what the workers last said.
 
     Exit status 2 if REDIS_URL names a server that does not answer.
+
+    [bold]Examples[/bold]
+
+      echosight status                            tables
+
+      watch -n 5 echosight status                 ... again and again
+
+      echosight status --json | jq .ingest        for scripts
     """
     settings = read_settings(CoreSettings)
     registry = Registry(settings.registry_dir, settings.model_name)

@@ -24,6 +24,8 @@ from services.core.shares import stored_sites
 app = typer.Typer(
     no_args_is_help=True,
     help="The rolling store under ECHOSIGHT_DATA_DIR: what is in it, is it whole, and how to take data out.",
+    epilog="Example: `echosight store info`; after a crash of the machine `echosight store verify`, and with "
+    "ingest stopped `echosight store repair north`; `echosight store export north north.mcap` takes a copy.",
 )
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Sites = Annotated[list[str] | None, typer.Argument(help="Sites. Default: all.", show_default=False)]

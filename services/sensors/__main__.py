@@ -275,8 +275,8 @@ def record(
 ) -> None:
     """Record the radar, camera and labels streams to an MCAP file, which Foxglove opens and `replay` plays.
 
-    It reads along: ingest does not notice. While it runs the file is called FILE.mcap.part; where no frame
-    came there is none.
+    It reads along: ingest does not notice. Until the end it is FILE.mcap.part;
+    where no frame came there is no file.
 
     [bold]Examples[/bold]
 
@@ -395,7 +395,8 @@ def main() -> None:
     threadpool_limits(1)  # a frame's matrix products are small: shared by two cores they cost four times the CPU
     cv2.setNumThreads(1)
     try:
-        app(prog_name="echosight")  # the name that people start it by: services/cli.py forwards to here
+        # The name that people start it by: services/cli.py and `store export` forward to here.
+        app(prog_name="echosight store" if sys.argv[1:2] == ["export"] else "echosight")
     except EchosightError as error:
         print_error(error)
     except OSError as error:
