@@ -194,29 +194,16 @@ def test_memory_does_not_grow_with_frames_or_time() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("later_s", range(12))
-def test_leap_of_one_sensor_amid_that_of_the_other_leaves_the_clocks_that_come_after_both(later_s) -> None:
-    """The one that is confirmed first takes away buckets that the other one counts on."""
-    clock = ClockOffset()
-    for second in range(60):
-        for side, lag_s, leaps_at_s in (("camera", 3, 20), ("radar", -3, 20 + later_s)):
-            lag_ms = 1000 * lag_s if second >= leaps_at_s else 0
-            clock.observe(side, second * 1000 * MS, 100_000 + second * 1000 + lag_ms)
-            clock.estimate()
-    estimate = clock.estimate()
-    assert estimate is not None
-    assert estimate.offset_ns == pytest.approx(-6_000 * MS, abs=2 * MS)
-
-
-def test_no_leaps_at_any_time_are_too_much_for_it() -> None:
+def test_no_leaps_and_no_gaps_at_any_time_are_too_much_for_it() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        clock = ClockOffset()
+        clock, at_s = ClockOffset(), 1000
         lags_s = {"radar": 0, "camera": 0}
-        for second in range(100):
+        for _ in range(100):
+            at_s += rng.choice((1, 1, 1, 20, 60, 110))
             for side in ("radar", "camera"):
                 if rng.random() < 0.1:
                     lags_s[side] = rng.randint(-30, 30)
                 if rng.random() < 0.9:
-                    clock.observe(side, (1000 + second - lags_s[side]) * 1000 * MS, (1000 + second) * 1000)
-        clock.estimate()
+                    clock.observe(side, (at_s - lags_s[side]) * 1000 * MS, at_s * 1000)
+            clock.estimate()
