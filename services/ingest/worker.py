@@ -140,7 +140,9 @@ class IngestWorker:
         # A sensor whose stream may hold more than was read is not silent, whatever lies in between.
         pages = Counter((one.site, one.kind) for one in deliveries)
         for site in sites:
-            self._excuse([site], [s for s in _SIDES if (site.name, s) in full or pages[site.name, s] >= count])
+            is_behind = self._consumer.is_behind(site.name)
+            unread = [s for s in _SIDES if is_behind or (site.name, s) in full or pages[site.name, s] >= count]
+            self._excuse([site], unread)
         return deliveries
 
     def _excuse(self, sites: Sequence[Site], sides: Sequence[Side]) -> None:

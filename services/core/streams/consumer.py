@@ -149,6 +149,10 @@ class Consumer:
             self._recovering = dict.fromkeys(self._streams, b"0-0")
             raise
 
+    def is_behind(self, site: str) -> bool:
+        """Whether streams of `site` are not read on, as what is pending at one of them comes first."""
+        return site in self._doubtful or any(self._streams[key][0] == site for key in self._recovering)
+
     def _ready(self, skip: Collection[tuple[str, Kind]]) -> dict[str, list[bytes]]:
         """Site to the streams to read on in: none of a site that is still recovering.
 

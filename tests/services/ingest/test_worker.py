@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -451,6 +452,29 @@ async def test_entries_left_by_a_dead_consumer_are_claimed_and_stored(
         await until(lambda: worker.counts["stored"] == 10)
         await until(lambda: num_pending(redis_client) == 0)
     assert stored(tmp_path) == ids(0, 10)
+
+
+async def test_sensor_whose_stream_waits_for_the_recovery_of_the_other_one_is_not_called_silent(
+    publisher, redis_url, redis_client, tmp_path, monkeypatch
+) -> None:
+    """A dead consumer had read far more of the camera than of the radar; taking that over takes its time."""
+    await publish_pairs(publisher, 0, 20)
+    dead = Consumer(connect(redis_url), name="dead", sites=["north"])
+    await dead.discover()
+    await dead.read(count=2, block_ms=100, skip={("north", "camera")})
+    await dead.read(count=20, block_ms=100, skip={("north", "radar")})
+    await dead.close()
+    read = Consumer.read
+
+    async def slowly(consumer: Consumer, **how: Any) -> list[Delivery]:
+        await asyncio.sleep(0.05)
+        return await read(consumer, **(how | {"count": 2}))
+
+    monkeypatch.setattr(Consumer, "read", slowly)
+    async with ingest(redis_url, tmp_path, idle_timeout_s=0.2) as worker, running(worker):
+        await until(lambda: worker.counts.total() >= 40)
+        await until(lambda: worker.counts["stored"] == 20)
+    assert stored(tmp_path) == ids(0, 20)
 
 
 async def test_flush_of_the_server_is_survived(publisher, redis_url, redis_client, tmp_path) -> None:
