@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from api.app import create_app
 from api.models import LiveModel
 from api.settings import ApiSettings
+from services.core.command import run_command
 from services.core.errors import SettingsError, StreamsError
 from services.core.logs import Log, configure_logs
 
@@ -45,8 +46,16 @@ def main(
 ) -> None:
     """Classify posted radar heatmaps by the champion of the model registry; take over what the trainer publishes.
 
-    Ready (GET /readyz) once a model has answered. SIGTERM: finish what is in flight, then end. Other settings come
-    from the environment (ECHOSIGHT_*); README.md lists them.
+    Ready (GET /readyz) once a model has answered. SIGTERM: finish, then end.
+    Other settings are environment variables (ECHOSIGHT_*); see README.md.
+
+    [bold]Examples[/bold]
+
+      echosight serve                                for this machine
+
+      echosight serve --host 0.0.0.0 --port 8080     for others, too
+
+    [bold]Next[/bold]: `curl localhost:8000/readyz`; /docs in a browser describes the routes.
     """
     given = {"api_host": host, "api_port": port}
     raise typer.Exit(_run({name: value for name, value in given.items() if value is not None}))
@@ -93,4 +102,4 @@ def uvicorn_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, name="serve")

@@ -1,8 +1,9 @@
 """Whether a container does its work: `healthcheck.py api | ingest | trainer | site NAME`. Exit status 0: it does.
 
-The API must answer; a worker must have reported to the event stream lately; a simulated site must have published
-a frame lately. Runs every few seconds beside the worker, so it imports nothing that takes time: it speaks just
-enough of the Redis protocol. Keys and events are those of docs/asyncapi.yaml.
+The API must answer; the worker of this very container must have reported to the event stream lately, whatever its
+other replicas do; a simulated site must have published a frame lately. Runs every few seconds beside the worker,
+so it imports nothing that takes time: it speaks just enough of the Redis protocol. Keys and events are those of
+docs/asyncapi.yaml.
 """
 
 import os
@@ -52,7 +53,10 @@ def check_worker(redis_url: str, worker: str) -> str:
     problem, reply = _ask(redis_url, f"XREVRANGE {EVENTS} + {_lately_ms()} COUNT {_MAX_EVENTS}")
     if problem:
         return problem
-    return "" if f'"kind":"{worker}"'.encode() in reply else f"{worker} has not reported for {LATELY_S} s"
+    ours = (f'"kind":"{worker}"'.encode(), f'"host":"{socket.gethostname()}"'.encode())
+    if any(all(part in event for part in ours) for event in reply.splitlines()):  # an event is one line of JSON
+        return ""
+    return f"{worker} on {socket.gethostname()} has not reported for {LATELY_S} s"
 
 
 def check_site(redis_url: str, site: str) -> str:

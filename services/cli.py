@@ -18,8 +18,10 @@ from services.up import Supervisor, UpSettings, Worker
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="rich",
     help="Vision teaches radio: learn from a camera what radar echoes mean, serve from the radar alone.",
-    epilog="Start with `echosight up`. Settings are environment variables; README.md has the table.",
+    epilog="Start with `echosight up`; then `echosight status`, and COMMAND --help for examples. Settings are "
+    "environment variables; README.md has the table.",
 )
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
 _BEYOND_GRACE_S = 10.0
@@ -41,8 +43,19 @@ def up(
 ) -> None:
     """Run the whole system on this machine: server, simulated site, ingest, trainer, API. Ctrl-C stops it.
 
-    Without REDIS_URL an embedded Redis-compatible server is started. Everything is kept under ECHOSIGHT_DATA_DIR
-    (default ./var); a second start goes on from there.
+    Without REDIS_URL an embedded Redis-compatible server is started.
+    All is kept under ECHOSIGHT_DATA_DIR (./var); a second start goes on from there.
+    A worker that cannot start with its settings stops everything.
+
+    [bold]Examples[/bold]
+
+      echosight up                           a model after some minutes
+
+      echosight up --site park --site quay   as `simulate --sites` lists them
+
+      echosight up --no-simulate             for your own sensors, or `replay`
+
+    [bold]Next[/bold]: `echosight status` in another terminal; README.md shows how to ask the API.
     """
     if port is not None:
         os.environ["ECHOSIGHT_API_PORT"] = str(port)
@@ -99,7 +112,7 @@ _forward("serve", "api", "Run the model server.")
 
 
 def main() -> None:
-    app()
+    app(prog_name="echosight")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,18 @@ class Status:
         return _age_s(event) if _age_s(event) > _SILENT_S else None
 
     def ingest(self) -> list[dict[str, Any]]:
-        """What each replica that still speaks said last; what the last of them said if none does."""
+        """What each replica that still speaks said last; what the last of them said if none does.
+
+        A site is with one of them, the one with the highest token: what another says of it was before a hand-over.
+        """
         live = [event for event in self._of("ingest").values() if _age_s(event) <= _SILENT_S]
-        return live or [event for event in [self.newest("ingest")] if event]
+        live = live or [event for event in [self.newest("ingest")] if event]
+        holders: dict[str, dict[str, Any]] = {}
+        for event in sorted(live, key=lambda event: number(event, "at_s")):
+            for name, site in _objects(event, "sites").items():
+                if name not in holders or number(site, "token") >= number(holders[name], "token"):
+                    holders[name] = site
+        return [_without_lost_sites(event, holders) for event in live]
 
     def _of(self, kind: str) -> dict[str, dict[str, Any]]:
         return {replica: event for (name, replica), event in self.events.items() if name == kind}
@@ -87,47 +96,89 @@ class Status:
         return f"step {step:,.0f} | loss {loss:.2f} (chance {chance:.2f})"
 
     def tables(self) -> RenderableType:
-        """Per site: what is stored, and under which reason its frames left."""
-        return Group(self._sites(), self._frames())
+        """Per site: what is stored, the clocks, under which reason its frames left, what curation did."""
+        tables = (self._sites(), self._clocks(), self._frames(), self._curation())
+        return Group(*(table for table in tables if table is not None))
 
-    def _sites(self) -> Table:
-        table = Table("site", "replica", box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("pairs", "MB", "held", "clock ms", "p50 ms", "p99 ms"):
-            table.add_column(name, justify="right")
-        for event in self.ingest():
-            for name, site in sorted(_objects(event, "sites").items()):
-                offset = "-"
-                if "clock_offset_ms" in site:
-                    offset = f"{number(site, 'clock_offset_ms'):+.1f} ± {number(site, 'clock_uncertainty_ms'):.1f}"
+    def _each_site(self) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """Name, what is said of it, and who says so."""
+        said = [(name, site, event) for event in self.ingest() for name, site in _objects(event, "sites").items()]
+        return sorted(said, key=lambda one: one[0])
+
+    def _sites(self) -> Table | None:
+        """None where no site is known."""
+        table = _table("site", "replica")
+        for name in ("pairs", "pairs/s", "MB", "held", "p50 ms", "p99 ms"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, site, event in self._each_site():
+            table.add_row(
+                escape(name),
+                escape(str(event.get("replica", ""))),
+                f"{number(site, 'pairs'):,.0f}",
+                f"{number(site, 'pairs_per_s'):.1f}",
+                f"{number(site, 'bytes') / 1e6:,.1f}",
+                f"{number(site, 'held'):,.0f}",
+                *(f"{number(site, key):.0f}" if key in site else "-" for key in ("p50_ms", "p99_ms")),
+            )
+        return table if table.row_count else None
+
+    def _clocks(self) -> Table | None:
+        """None as long as no site's clocks are known."""
+        table = _table("site")
+        for name in ("camera - radar ms", "applied ms", "drift ppm"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, site, _ in self._each_site():
+            if "clock_offset_ms" in site:
                 table.add_row(
                     escape(name),
-                    escape(str(event.get("replica", ""))),
-                    f"{number(site, 'pairs'):,.0f}",
-                    f"{number(site, 'bytes') / 1e6:,.1f}",
-                    f"{number(site, 'held'):,.0f}",
-                    offset,
-                    *(f"{number(site, key):.0f}" if key in site else "-" for key in ("p50_ms", "p99_ms")),
+                    f"{number(site, 'clock_offset_ms'):+.1f} ± {number(site, 'clock_uncertainty_ms'):.1f}",
+                    f"{number(site, 'clock_applied_ms'):+.1f}",
+                    f"{number(site, 'clock_drift_ppm'):+.1f}",
                 )
-        return table
+        return table if table.row_count else None
 
-    def _frames(self) -> Table:
-        """One row a site and sensor, one column a reason."""
-        rows: dict[tuple[str, str], dict[str, float]] = {}
-        for event in self.ingest():
-            for name, site in _objects(event, "sites").items():
-                frames = site.get("frames")
-                frames = frames if isinstance(frames, dict) else {}
-                for key in frames:
-                    kind, _, reason = str(key).partition(".")
-                    row = rows.setdefault((name, kind), {})
-                    row[reason] = row.get(reason, 0.0) + number(frames, key)
-        reasons = sorted({reason for row in rows.values() for reason in row})
-        table = Table("site", "stream", box=box.SIMPLE_HEAD, pad_edge=False)
-        for reason in reasons:
-            table.add_column(escape(reason), justify="right")
-        for (name, kind), row in sorted(rows.items()):
-            table.add_row(escape(name), escape(kind), *(f"{row.get(reason, 0.0):,.0f}" for reason in reasons))
-        return table
+    def _frames(self) -> Table | None:
+        """A row for each site and stream; None where no frame has left."""
+        table = _table("site", "stream", "frames, by why they left ingest")
+        for name, site, _ in self._each_site():
+            by_kind: dict[str, dict[str, float]] = {}
+            for key, num in _numbers(site, "frames").items():
+                kind, _, reason = key.partition(".")
+                by_kind.setdefault(kind, {})[reason] = num
+            for kind, reasons in sorted(by_kind.items()):
+                table.add_row(escape(name), escape(kind), _counts(reasons))
+        return table if table.row_count else None
+
+    def _curation(self) -> Table | None:
+        """None where nothing was curated."""
+        table = _table("site", "pairs, by what curation made of them")
+        for name, site, _ in self._each_site():
+            if counts := _numbers(site, "curation"):
+                table.add_row(escape(name), _counts(counts))
+        return table if table.row_count else None
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _counts(counts: Mapping[str, float]) -> str:
+    """The largest first, what never happened left out."""
+    in_order = sorted((-num, what) for what, num in counts.items() if num)
+    return " · ".join(f"{escape(what)} [bold]{-num:,.0f}[/bold]" for num, what in in_order) or "none yet"
+
+
+def _without_lost_sites(event: dict[str, Any], holders: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The event without sites that another replica has by now, and its sums likewise."""
+    told = _objects(event, "sites")
+    kept = {name: site for name, site in told.items() if holders[name] is site}
+    if len(kept) == len(told):
+        return event
+    sums = {name: sum(number(site, name) for site in kept.values()) for name in ("pairs", "bytes", "pairs_per_s")}
+    return event | {"sites": kept} | sums
 
 
 def _age_s(event: Mapping[str, Any]) -> float:
@@ -140,3 +191,10 @@ def _objects(event: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     members = event.get(name)
     members = members if isinstance(members, dict) else {}
     return {str(key): value for key, value in members.items() if isinstance(value, dict)}
+
+
+def _numbers(event: Mapping[str, Any], name: str) -> dict[str, float]:
+    """The numbers in an object in a member of an event."""
+    members = event.get(name)
+    members = members if isinstance(members, dict) else {}
+    return {str(key): number(members, key) for key in members}

@@ -34,6 +34,7 @@ from services.status import Status
 _STATUS_EVERY_S = 5.0
 _RESTART_AFTER_S = (0.5, 2.0, 5.0, 15.0, 60.0)
 _LASTED_S = 60.0
+_WRONG_SETTING = 2  # a worker's exit status
 _PR_SET_PDEATHSIG = 1
 
 
@@ -69,7 +70,9 @@ class _Child:
     worker: Worker
     log_path: Path
     process: "subprocess.Popen[bytes] | None" = None
+    log_from: int = 0  # where the log of this process begins
     started_s: float = 0.0
+    num_starts: int = 0
     num_failures: int = 0
     restart_at_s: float = 0.0
 
@@ -94,8 +97,8 @@ class Supervisor:
     def run(self) -> None:
         """Start, watch, stop.
 
-        Raises SettingsError if another `up` runs here, if the folder cannot be written, or if the API cannot
-        listen where it is told to.
+        Raises SettingsError if another `up` runs here, if the folder cannot be written, if the API cannot listen
+        where it is told to, or if a worker cannot start with its settings.
         """
         lock = self._take_folder()
         try:
@@ -115,7 +118,7 @@ class Supervisor:
             if self._server is not None:
                 self._server.stop()
             lock.close()
-            self._console.print("stopped; `echosight up` goes on from here")
+        self._console.print("stopped; `echosight up` goes on from here")
 
     def _take_folder(self) -> IO[str]:
         data_dir = self._settings.data_dir
@@ -178,6 +181,7 @@ class Supervisor:
 
     def _start(self, child: _Child, environment: dict[str, str]) -> None:
         with child.log_path.open("ab") as log:
+            child.log_from = log.tell()
             child.process = subprocess.Popen(
                 [sys.executable, "-m", child.worker.module, *child.worker.arguments],
                 stdin=subprocess.DEVNULL,
@@ -188,8 +192,10 @@ class Supervisor:
                 preexec_fn=_die_with_parent(),
             )
         child.started_s = time.monotonic()
+        child.num_starts += 1
 
     def _keep_alive(self, child: _Child, environment: dict[str, str]) -> None:
+        """Start again what has ended. Raises SettingsError if it cannot ever work: settings do not change."""
         now_s = time.monotonic()
         if child.process is None:
             if now_s >= child.restart_at_s:
@@ -203,6 +209,11 @@ class Supervisor:
             child.restart_at_s = float("inf")
             self._console.print(f"{child.worker.name} has finished")
             return
+        if code == _WRONG_SETTING and child.num_starts == 1 and now_s - child.started_s <= _LASTED_S:
+            said = _last_lines(child.log_path, start=child.log_from)
+            raise SettingsError(
+                f"{child.worker.name} cannot start, so everything was stopped; it says\n{said or '  nothing'}"
+            )
         child.num_failures = 0 if now_s - child.started_s > _LASTED_S else child.num_failures + 1
         delay_s = _RESTART_AFTER_S[min(child.num_failures, len(_RESTART_AFTER_S) - 1)]
         child.restart_at_s = now_s + delay_s
@@ -275,10 +286,10 @@ def _require_free(host: str, port: int) -> None:
         ) from None
 
 
-def _last_lines(path: Path, num: int = 2) -> str:
-    """The last lines of a log: a message and, under it, what to do."""
+def _last_lines(path: Path, num: int = 2, *, start: int = 0) -> str:
+    """The last lines of a log, from `start` on: a message and, under it, what to do."""
     try:
-        lines = path.read_text(errors="replace").strip().splitlines()
+        lines = path.read_bytes()[start:].decode(errors="replace").strip().splitlines()
     except OSError:
         return ""
     return "\n".join(f"  {line[:300]}" for line in lines[-num:])

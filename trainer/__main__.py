@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
+from services.core.command import run_command
 from services.core.embedded import resolve_redis_url
 from services.core.errors import EchosightError, SettingsError, StreamsError
 from services.core.logs import Log, configure_logs
@@ -30,7 +31,18 @@ def main(
 ) -> None:
     """Learn from the pairs in the rolling store, without labels and without end; publish models.
 
-    All settings come from the environment (ECHOSIGHT_*); README.md lists them.
+    SIGTERM: save and end; the next start goes on from there.
+    Settings are environment variables (ECHOSIGHT_*); see README.md.
+
+    [bold]Examples[/bold]
+
+      echosight train                           for ever
+
+      ECHOSIGHT_DEVICE=cuda echosight train     on a GPU
+
+      echosight train --max-steps 500           up to that step
+
+    [bold]Next[/bold]: `echosight serve` answers with what was published, `echosight status` shows the progress.
     """
     try:
         _run(TrainerSettings.read(), max_steps)
@@ -86,4 +98,4 @@ def _keep_freed_memory() -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, name="train")

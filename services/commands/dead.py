@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,12 +15,14 @@ from services.commands.output import console, fail, print_json, read_settings
 from services.core.embedded import resolve_redis_url
 from services.core.errors import EchosightError
 from services.core.settings import CoreSettings
-from services.core.streams import DeadLetter, DeadLetters, StreamsLost
+from services.core.streams import KINDS, DeadLetter, DeadLetters, StreamsLost
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Frames that could not be decoded, with the reason. A site's `dead` stream keeps them, payload and all, "
     "until they are requeued, dropped, or crowded out by newer ones.",
+    epilog="Example: `echosight dead list`, then `echosight dead show north 1712000000123-0` for one, and "
+    "`echosight dead requeue north --all` once ingest understands them.",
 )
 _Site = Annotated[str, typer.Argument(help="Site whose letters are meant.", show_default=False)]
 _Ids = Annotated[list[str] | None, typer.Argument(help="Ids of letters, as `dead list` shows them.")]
@@ -39,17 +42,21 @@ def list_letters(
     if as_json:
         print_json({name: [_row(letter) for letter in letters] for name, letters in found.items()})
         return
-    table = Table("site", "id", "stream", "age", "bytes", "reason", box=None)
+    found = {name: letters for name, letters in found.items() if letters}
+    if not found:
+        console.print("no dead letters")
+        return
     for name, letters in found.items():
+        table = Table(title=f"site {escape(name)}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("id", "stream", "age", "bytes"):
+            table.add_column(column, justify="left" if column == "id" else "right", no_wrap=True)
+        table.add_column("reason", overflow="fold")
         for letter in letters:
             age = _age(time.time() - letter.buried_at_ms / 1e3)
-            reason = escape(letter.reason)
-            table.add_row(escape(name), letter.id, escape(letter.kind), age, f"{letter.num_bytes:,}", reason)
-    console.print(table if table.row_count else "no dead letters")
-    if table.row_count:
-        console.print(
-            "[dim]`echosight dead show SITE ID` shows one; requeue sends it again, drop removes it[/dim]"
-        )
+            kind = letter.kind if letter.kind in KINDS else "?"
+            table.add_row(letter.id, kind, age, f"{letter.num_bytes:,}", escape(letter.reason))
+        console.print(table)
+    console.print("[dim]`echosight dead show SITE ID` shows one; requeue sends it again, drop removes it[/dim]")
 
 
 @app.command()

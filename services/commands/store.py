@@ -9,12 +9,13 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from services.commands.output import console, fail, megabytes, print_json, read_settings
+from services.commands.output import console, fail, print_json, read_settings
 from services.core import inspection
 from services.core.errors import EchosightError
 from services.core.settings import CoreSettings
@@ -23,6 +24,8 @@ from services.core.shares import stored_sites
 app = typer.Typer(
     no_args_is_help=True,
     help="The rolling store under ECHOSIGHT_DATA_DIR: what is in it, is it whole, and how to take data out.",
+    epilog="Example: `echosight store info`; after a crash of the machine `echosight store verify`, and with "
+    "ingest stopped `echosight store repair north`; `echosight store export north north.mcap` takes a copy.",
 )
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Sites = Annotated[list[str] | None, typer.Argument(help="Sites. Default: all.", show_default=False)]
@@ -38,22 +41,30 @@ def info(as_json: _Json = False) -> None:
     if as_json:
         print_json({"store": str(store_dir), "sites": [asdict(site) for site in sites]})
         return
-    names = ("site", "pairs", "size", "segments", "from", "to", "labels", "images dropped", "written by", "format")
-    table = Table(*names, box=None)
+    if not sites:
+        console.print(f"no site has a store under {escape(str(store_dir))} yet")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("site", "pairs", "MB", "segments", "labels", "from (UTC)", "to (UTC)"):
+        is_number = name in ("pairs", "MB", "segments", "labels")
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
     for site in sites:
         table.add_row(
             escape(site.site),
             f"{site.num_pairs:,}",
-            megabytes(site.num_bytes),
-            str(site.num_segments),
+            f"{site.num_bytes / 1e6:,.1f}",
+            f"{site.num_segments:,}",
+            f"{site.num_labels:,}",
             _moment(site.oldest_at_ns),
             _moment(site.newest_at_ns),
-            f"{site.num_labels:,}",
-            f"{site.num_images_dropped:,}",
-            escape(f"{site.owner} (token {site.token})"),
-            ", ".join(str(version) for version in site.versions) or "-",
         )
-    console.print(table if sites else f"no site has a store under {escape(str(store_dir))} yet")
+    console.print(table)
+    for site in sites:
+        versions = ", ".join(str(version) for version in site.versions)
+        said = f"{site.site}: written by {site.owner or 'nobody known'} (token {site.token})"
+        said += f", format {versions}" if versions else ""
+        said += f", {site.num_images_dropped:,} images dropped" if site.num_images_dropped else ""
+        console.print(escape(said), highlight=False, style="dim")
 
 
 @app.command()

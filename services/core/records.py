@@ -5,18 +5,19 @@ Version 1 (read only) has its rows in the index alone, with the fields of `_ROW_
 Nothing here knows files.
 """
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 import xxhash
 
-from services.core.codec import heatmap_from_bytes
-from services.core.frames import CLASSES, CameraFrame, FrameId, RadarFrame, Seen, SeenObject
+from services.core.errors import BadFrameError
+from services.core.frames import CLASSES, HEATMAP_DTYPES, CameraFrame, FrameId, RadarFrame, Seen, SeenObject
 
 ALIGNMENT = 64
 ROW = np.dtype(
@@ -56,11 +57,56 @@ _ROW_V1 = np.dtype(
         ("flags", "<u4"),
     ]
 )
+_ROW_FIELDS = struct.Struct("<qqqqQIIIIII")
 _HEAD = struct.Struct("<qqqqQIIII")  # the fields of ROW up to its checksum
 _HEAD_V1 = struct.Struct("<qqqQIIIIQ")
 _TAIL = struct.Struct("<II")
+_RADAR_ENDS = b',"camera":'
+"""Follows the radar's part of a meta, and stands nowhere inside it: a string would have its quotes escaped."""
+_MAX_KNOWN = 256
 Rows = npt.NDArray[np.void]
 Buffer = bytes | memoryview
+
+
+class Row(NamedTuple):
+    """The fields of one ROW as plain numbers: to take them out of an array one by one costs ten times as much."""
+
+    captured_at_ns: int
+    seq: int
+    camera_at_ns: int
+    clock_offset_ns: int
+    offset: int
+    meta_bytes: int
+    radar_bytes: int
+    image_bytes: int
+    image_sum: int
+    sum: int
+    flags: int
+
+    @classmethod
+    def of(cls, row: np.void) -> "Row":
+        return cls._make(_ROW_FIELDS.unpack(row.tobytes()))
+
+    @property
+    def id(self) -> FrameId:
+        return FrameId(self.captured_at_ns, self.seq)
+
+    @property
+    def image_at(self) -> int:
+        return self.offset + self.meta_bytes + self.radar_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _RadarMeta:
+    dtype: Any
+    shape: tuple[int, ...]
+    num_bytes: int
+    axes: tuple[str, ...]
+    unit: str
+    channels: tuple[str, ...]
+
+
+_known_metas: dict[bytes, _RadarMeta] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,33 +202,27 @@ def rows_from_bytes(data: bytes, *, version: int) -> Rows:
     return rows
 
 
-def is_whole(row: np.void, payload: bytes, *, version: int) -> bool:
+def is_whole(row: Row, payload: bytes, *, version: int) -> bool:
     """Whether the checksum of a row holds. payload: meta and radar bytes."""
-    meta_bytes = int(row["meta_bytes"])
-    if not meta_bytes or len(payload) != meta_bytes + int(row["radar_bytes"]):
+    if not row.meta_bytes or len(payload) != row.meta_bytes + row.radar_bytes:
         return False
     if version == 1:
-        fields = ("captured_at_ns", "seq", "camera_at_ns", "offset", "meta_bytes", "radar_bytes", "image_bytes")
-        head = _HEAD_V1.pack(*(int(row[name]) for name in fields), int(row["image_sum"]), 0)
-        return zlib.crc32(payload, zlib.crc32(head)) == int(row["sum"])
-    head = row.tobytes()[: _HEAD.size]
-    seed = _sum32(head + payload[:meta_bytes])
-    return _sum32(memoryview(payload)[meta_bytes:], seed=seed) == int(row["sum"])
+        head = _HEAD_V1.pack(*row[:3], *row[4:9], 0)  # it had no clock offset
+        return zlib.crc32(payload, zlib.crc32(head)) == row.sum
+    seed = _sum32(_HEAD.pack(*row[:9]) + payload[: row.meta_bytes])
+    return _sum32(memoryview(payload)[row.meta_bytes :], seed=seed) == row.sum
 
 
-def is_image_whole(row: np.void, image: bytes, *, version: int) -> bool:
-    if len(image) != int(row["image_bytes"]):
+def is_image_whole(row: Row, image: bytes, *, version: int) -> bool:
+    if len(image) != row.image_bytes:
         return False
-    return (zlib.crc32(image) if version == 1 else _sum32(image)) == int(row["image_sum"])
-
-
-def row_id(row: np.void) -> FrameId:
-    return FrameId(int(row["captured_at_ns"]), int(row["seq"]))
+    return (zlib.crc32(image) if version == 1 else _sum32(image)) == row.image_sum
 
 
 def end_of(row: np.void) -> int:
     """Where the image of a row ends in the data file."""
-    return sum(int(row[name]) for name in ("offset", "meta_bytes", "radar_bytes", "image_bytes"))
+    fields = Row.of(row)
+    return fields.image_at + fields.image_bytes
 
 
 def aligned(position: int) -> int:
@@ -194,23 +234,46 @@ def seen_class(flags: int) -> str:
     return CLASSES[code - 1] if 0 < code <= len(CLASSES) else ""
 
 
-def radar_from(row: np.void, payload: bytes, *, site: str) -> RadarFrame:
-    """payload: meta and radar bytes, checked."""
-    meta_bytes = int(row["meta_bytes"])
-    meta = orjson.loads(payload[:meta_bytes])["radar"]
-    heatmap = heatmap_from_bytes(memoryview(payload)[meta_bytes:], dtype=meta["dtype"], shape=tuple(meta["shape"]))
-    return RadarFrame(
-        site,
-        int(row["seq"]),
-        int(row["captured_at_ns"]),
-        heatmap=heatmap,
-        axes=tuple(meta["axes"]),
-        unit=meta["unit"],
-        channels=tuple(meta["channels"]),
+def radar_from(row: Row, payload: bytes, *, site: str) -> RadarFrame:
+    """payload: meta and radar bytes, whose checksum holds. The heatmap is a read-only view of them.
+
+    Its values were checked before they were written, and are the same ones, so they are not checked again.
+    """
+    meta = _radar_meta(payload[: row.meta_bytes])
+    if meta.num_bytes != row.radar_bytes:
+        raise BadFrameError(
+            f"heatmap stored for site {site} has {row.radar_bytes} bytes, {meta.shape} needs {meta.num_bytes}",
+            remedy="its writer was broken; move the segment away",
+        )
+    heatmap = np.ndarray(meta.shape, meta.dtype, payload, row.meta_bytes)
+    return RadarFrame(site, row.seq, row.captured_at_ns, heatmap, meta.axes, meta.unit, meta.channels)
+
+
+def _radar_meta(meta: bytes) -> _RadarMeta:
+    """What a meta says of the radar. A radar says the same in every frame, so it is known by its bytes."""
+    part, camera, _ = meta.partition(_RADAR_ENDS)
+    known = _known_metas.get(part)
+    if known is not None:
+        return known
+    radar = orjson.loads(part + b"}" if camera else meta)["radar"]
+    if radar["dtype"] not in HEATMAP_DTYPES:
+        raise BadFrameError(f"stored heatmap has dtype {radar['dtype']}", remedy="its writer was another version")
+    dtype, shape = np.dtype(radar["dtype"]).newbyteorder("<"), tuple(radar["shape"])
+    known = _RadarMeta(
+        dtype,
+        shape,
+        dtype.itemsize * math.prod(shape),
+        axes=tuple(radar["axes"]),
+        unit=radar["unit"],
+        channels=tuple(radar["channels"]),
     )
+    if len(_known_metas) >= _MAX_KNOWN:
+        _known_metas.clear()
+    _known_metas[part] = known
+    return known
 
 
-def camera_from(row: np.void, meta: bytes, image: bytes, *, site: str) -> CameraFrame | None:
+def camera_from(row: Row, meta: bytes, image: bytes, *, site: str) -> CameraFrame | None:
     """None if the meta is damaged: its checksum is with the radar's."""
     try:
         camera = orjson.loads(meta)["camera"]
@@ -219,7 +282,7 @@ def camera_from(row: np.void, meta: bytes, image: bytes, *, site: str) -> Camera
     return CameraFrame(
         site,
         camera["seq"],
-        int(row["camera_at_ns"]),
+        row.camera_at_ns,
         image=image,
         shape=tuple(camera["shape"]),
         encoding=camera["encoding"],

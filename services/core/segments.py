@@ -41,6 +41,7 @@ from services.core.records import (
     ROW,
     Pair,
     Record,
+    Row,
     Rows,
     aligned,
     camera_from,
@@ -48,7 +49,6 @@ from services.core.records import (
     is_whole,
     radar_from,
     row_bytes,
-    row_id,
     rows_from_bytes,
     seen_from,
 )
@@ -159,6 +159,7 @@ class SegmentReader:
         self.name = name
         self.directory = directory
         self._seg = -1
+        self._known_bytes = 0  # the data file has been that large
         self._idx = os.open(directory / f"{name}.idx", os.O_RDONLY)
         try:
             self._seg = os.open(directory / f"{name}.seg", os.O_RDONLY)
@@ -228,12 +229,13 @@ class SegmentReader:
 
     def read_radar(self, index: int, *, site: str) -> RadarFrame | None:
         """The radar frame of one row, or None if its checksum does not hold."""
-        payload = self._payload(self.rows[index])
-        return None if payload is None else radar_from(self.rows[index], payload, site=site)
+        row = Row.of(self.rows[index])
+        payload = self._payload(row)
+        return None if payload is None else radar_from(row, payload, site=site)
 
     def read_camera(self, index: int, *, site: str) -> CameraFrame | None:
         """The camera frame of one row, or None if its checksum does not hold or its image was dropped."""
-        row = self.rows[index]
+        row = Row.of(self.rows[index])
         image = self._image(row)
         if not is_image_whole(row, image, version=self.version) or not self.has_image(index):
             return None
@@ -241,11 +243,11 @@ class SegmentReader:
 
     def read_seen(self, index: int) -> Seen | None:
         """What a detector saw in the image of one row."""
-        return seen_from(self._meta(self.rows[index]))
+        return seen_from(self._meta(Row.of(self.rows[index])))
 
     def read_record(self, index: int) -> Record | None:
         """One row to be written elsewhere, without its image if that was dropped; None if it is damaged."""
-        row = self.rows[index]
+        row = Row.of(self.rows[index])
         payload = self._payload(row)
         image = self._image(row)
         flags = self.flags(index)
@@ -253,30 +255,31 @@ class SegmentReader:
             return None
         if self._is_dropped(row):  # asked after the image was read: it may just have gone
             image, flags = b"", flags | IMAGE_DROPPED
-        at_ns, seq = row_id(row)
-        offsets = int(row["camera_at_ns"]), int(row["clock_offset_ns"])
-        meta_bytes = int(row["meta_bytes"])
-        return Record(at_ns, seq, *offsets, payload[:meta_bytes], memoryview(payload)[meta_bytes:], image, flags)
+        meta, radar = payload[: row.meta_bytes], memoryview(payload)[row.meta_bytes :]
+        return Record(*row[:4], meta, radar, image, flags)
 
     def flags(self, index: int) -> int:
         """What was known of a row when it was written, and whether its image was dropped since."""
-        return int(self.rows[index]["flags"]) | (IMAGE_DROPPED if self._is_dropped(self.rows[index]) else 0)
+        row = Row.of(self.rows[index])
+        return row.flags | (IMAGE_DROPPED if self._is_dropped(row) else 0)
 
     def has_image(self, index: int) -> bool:
-        row = self.rows[index]
-        return int(row["image_bytes"]) > 0 and not self._is_dropped(row)
+        row = Row.of(self.rows[index])
+        return row.image_bytes > 0 and not self._is_dropped(row)
 
     def is_intact(self, index: int) -> bool:
         return self.is_row_intact(self.rows[index])
 
     def is_row_intact(self, row: np.void) -> bool:
         """Whether the record that `row` points to is whole. A dropped image is no damage."""
-        if self._payload(row) is None:
+        fields = Row.of(row)
+        if self._payload(fields) is None:
             return False
-        return self.is_row_image_whole(row) or self._is_dropped(row)
+        return self.is_row_image_whole(row) or self._is_dropped(fields)
 
     def is_row_image_whole(self, row: np.void) -> bool:
-        return is_image_whole(row, self._image(row), version=self.version)
+        fields = Row.of(row)
+        return is_image_whole(fields, self._image(fields), version=self.version)
 
     def drop_images(self, indices: Sequence[int]) -> int:
         """Remove the images of rows for good; return how many were still there. Raises OSError.
@@ -290,17 +293,14 @@ class SegmentReader:
             times = os.fstat(flags_fd)
             seg_fd = os.open(self.directory / f"{self.name}.seg", os.O_RDWR)
             try:
-                for index in indices:
-                    row = self.rows[index]
+                rows = [Row.of(self.rows[index]) for index in indices]
+                for row in rows:
                     if not self._is_dropped(row):
-                        marked = _FLAGS.pack(int(row["flags"]) | IMAGE_DROPPED)
-                        os.pwrite(flags_fd, marked, self._flags_at(row))
-                        num_marked += int(row["image_bytes"]) > 0
+                        os.pwrite(flags_fd, _FLAGS.pack(row.flags | IMAGE_DROPPED), self._flags_at(row))
+                        num_marked += row.image_bytes > 0
                 os.fdatasync(flags_fd)
-                for index in indices:
-                    row = self.rows[index]
-                    size = int(row["image_bytes"])
-                    erase(seg_fd, self._image_at(row), size)
+                for row in rows:
+                    erase(seg_fd, row.image_at, row.image_bytes)
                 os.fdatasync(seg_fd)
             finally:
                 os.close(seg_fd)
@@ -316,21 +316,18 @@ class SegmentReader:
                 os.close(fd)
         self._idx = self._seg = -1
 
-    def _payload(self, row: np.void) -> bytes | None:
+    def _payload(self, row: Row) -> bytes | None:
         """Meta and radar bytes of a row, if their checksum holds."""
-        data = self.read_bytes(int(row["offset"]), int(row["meta_bytes"]) + int(row["radar_bytes"]))
+        data = self.read_bytes(row.offset, row.meta_bytes + row.radar_bytes)
         return data if is_whole(row, data, version=self.version) else None
 
-    def _meta(self, row: np.void) -> bytes:
-        return self.read_bytes(int(row["offset"]), int(row["meta_bytes"]))
+    def _meta(self, row: Row) -> bytes:
+        return self.read_bytes(row.offset, row.meta_bytes)
 
-    def _image(self, row: np.void) -> bytes:
-        return self.read_bytes(self._image_at(row), int(row["image_bytes"]))
+    def _image(self, row: Row) -> bytes:
+        return self.read_bytes(row.image_at, row.image_bytes)
 
-    def _image_at(self, row: np.void) -> int:
-        return int(row["offset"]) + int(row["meta_bytes"]) + int(row["radar_bytes"])
-
-    def _is_dropped(self, row: np.void) -> bool:
+    def _is_dropped(self, row: Row) -> bool:
         """As the file says now."""
         at = self._flags_at(row)
         if self.version == 1:
@@ -339,11 +336,11 @@ class SegmentReader:
             raw = self.read_bytes(at, _FLAGS.size)
         return len(raw) == _FLAGS.size and bool(_FLAGS.unpack(raw)[0] & IMAGE_DROPPED)
 
-    def _flags_at(self, row: np.void) -> int:
+    def _flags_at(self, row: Row) -> int:
         if self.version != 1:
-            return max(int(row["offset"]) - ROW.itemsize, 0) + FLAGS_AT
+            return max(row.offset - ROW.itemsize, 0) + FLAGS_AT
         rows = self.rows if len(self.rows) else self.read_rows(0)
-        return index_bytes(int(np.argmax(rows["offset"] == row["offset"]))) + FLAGS_AT
+        return index_bytes(int(np.argmax(rows["offset"] == row.offset))) + FLAGS_AT
 
     def read_bytes(self, offset: int, num_bytes: int) -> bytes:
         """Bytes of the data file; none if a damaged row points outside it, or the segment is closed.
@@ -353,8 +350,9 @@ class SegmentReader:
         if self._seg < 0:
             return b""
         try:
-            is_inside = offset + num_bytes <= os.fstat(self._seg).st_size
-            return os.pread(self._seg, num_bytes, offset) if is_inside else b""
+            if offset + num_bytes > self._known_bytes:
+                self._known_bytes = os.fstat(self._seg).st_size
+            return os.pread(self._seg, num_bytes, offset) if offset + num_bytes <= self._known_bytes else b""
         except OSError as error:
             raise StoreError(
                 f"cannot read segment {self.directory / self.name}: {error.strerror}", remedy="check the disk"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from services.core.command import run_command
 from services.core.embedded import resolve_redis_url
 from services.core.errors import EchosightError
 from services.core.logs import configure_logs
@@ -22,7 +23,20 @@ def main(
 ) -> None:
     """Pair radar and camera frames from the streams and keep the pairs in the rolling store.
 
-    All settings come from the environment (ECHOSIGHT_*, REDIS_URL); README.md lists them.
+    Any number of such processes share the sites. SIGTERM: commit, hand over, end.
+    Settings are environment variables (ECHOSIGHT_*, REDIS_URL); see README.md.
+
+    [bold]Examples[/bold]
+
+      REDIS_URL=redis://host:6379/0 echosight ingest        all sites
+
+      ECHOSIGHT_SITES=north,south echosight ingest          these alone
+
+      ECHOSIGHT_INGEST_METRICS_PORT=9101 echosight ingest   for Prometheus
+
+      echosight ingest --until-idle-s 5                     what is there
+
+    [bold]Next[/bold]: `echosight status` shows what it does, `echosight dead list` what it refused.
     """
     try:
         asyncio.run(_run(IngestSettings.read(), until_idle_s))
@@ -38,7 +52,7 @@ async def _run(settings: IngestSettings, until_idle_s: float | None) -> None:
     server = await wait_for_server(client, timeout_s=60.0)
     consumer = Consumer(client, name=settings.consumer_name, sites=settings.site_names)
     events = EventLog(url, source="ingest")
-    leases = SiteLeases(client, owner=settings.consumer_name, ttl_ms=settings.lease_ms)
+    leases = SiteLeases(client, owner=settings.consumer_name, ttl_ms=settings.lease_ms, sites=settings.site_names)
     janitor = Janitor(client, max_stream_bytes=settings.max_stream_bytes, max_dead_bytes=settings.max_dead_bytes)
     worker = IngestWorker(settings, consumer, leases=leases, janitor=janitor, log=log, events=events)
     stop_metrics = worker.metrics.serve(host=settings.ingest_metrics_host, port=settings.ingest_metrics_port)
@@ -56,4 +70,4 @@ async def _run(settings: IngestSettings, until_idle_s: float | None) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, name="ingest")

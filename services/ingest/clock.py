@@ -140,6 +140,7 @@ class _Line:
     def forget_before(self, index: int) -> None:
         while self._buckets and self._buckets[0].index < index:
             self.num_frames -= self._buckets.popleft().num_frames
+        self._num_off = max(-len(self._buckets), min(self._num_off, len(self._buckets)))
 
     def fit(self, now: int, base_ns: int) -> _Fit:
         """Theil-Sen's line through the buckets, and the floor below it, at the second `now`."""

@@ -110,11 +110,17 @@ class Committer:
         while site.committing.dead:
             some = site.committing.dead[-_BURY_AT_ONCE:]
             try:
-                are_news = await self._consumer.bury(some)
-            except (StreamsError, *StreamsLost) as error:
+                if not all(await self._consumer.bury(some)):
+                    # Not pending any more: buried by us, and the answer got lost, or by who has the site now. If
+                    # nobody has taken it by now, it was us.
+                    await asyncio.to_thread(site.writer.check_token)
+            except StoreFencedError as error:
+                await self._sites.drop(site, reason=str(error))
+                return False
+            except (StoreError, StreamsError, *StreamsLost) as error:
                 self._put_off(site, error)
                 return False
-            site.finish_burial(some, are_news=are_news)
+            site.finish_burial(some)
             for delivery, reason in some[: max(0, _MAX_SAID - self._num_said[site.name])]:
                 self._num_said[site.name] += 1
                 entry = delivery.entry_id.decode()

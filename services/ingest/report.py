@@ -1,5 +1,6 @@
 """What ingest tells people about its sites, in events and logs. It only reads."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,18 @@ from services.ingest.site import Site
 from services.ingest.sites import Sites
 
 
-def describe(sites: Sites) -> dict[str, Any]:
-    """All that `echosight status` shows of one replica, but for what the streams know."""
+def describe(sites: Sites, *, rates: Mapping[str, float]) -> dict[str, Any]:
+    """All that `echosight status` shows of one replica, but for what the streams know.
+
+    rates: site to new pairs a second.
+    """
     ours = sites.ours.values()
     return {
         "pairs": sum(len(site.writer) for site in ours),
         "bytes": sum(site.writer.num_bytes for site in ours),
         "evicted": sum(sites.num_evicted(name) for name in sites.tallies),
         "lost": sum(tally.num_lost for tally in sites.tallies.values()),
-        "sites": {site.name: _describe(site, sites) for site in ours},
+        "sites": {site.name: _describe(site, sites, rate=rates.get(site.name, 0.0)) for site in ours},
         "skipped": sites.skipped,
     }
 
@@ -33,8 +37,10 @@ def describe_clock(site: Site) -> dict[str, float]:
     }
 
 
-def _describe(site: Site, sites: Sites) -> dict[str, Any]:
+def _describe(site: Site, sites: Sites, *, rate: float) -> dict[str, Any]:
     described: dict[str, Any] = {
+        "token": site.writer.token,  # of two replicas that tell of the site, the one with the higher token has it
+        "pairs_per_s": round(rate, 1),
         "pairs": len(site.writer),
         "bytes": site.writer.num_bytes,
         "held": site.num_held,

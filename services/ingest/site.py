@@ -216,10 +216,10 @@ class Site:
         self.num_failures = 0
         return latencies_s
 
-    def finish_burial(self, buried: Sequence[tuple[Delivery, str]], *, are_news: Sequence[bool]) -> None:
-        """The newest `buried` of the batch lie in the dead letters; those that are no news did so before."""
-        for (delivery, _), is_news in zip(buried, are_news, strict=True):
-            self.tally.frames[delivery.kind, "undecodable"] += is_news
+    def finish_burial(self, buried: Sequence[tuple[Delivery, str]]) -> None:
+        """The newest `buried` of the batch lie in the dead letters, and no other replica has put them there."""
+        for delivery, _ in buried:
+            self.tally.frames[delivery.kind, "undecodable"] += 1
             self._let_go(delivery)
         del self.committing.dead[-len(buried) :]
 

@@ -5,8 +5,8 @@ token fences the store, so that a replica that was paused while another took ove
 """
 
 import asyncio
-import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from services.core.logs import Log
 from services.core.store import StoreWriter, fair_shares, newest_token, site_sizes
 from services.core.streams import Consumer, SiteLeases
 from services.ingest.settings import IngestSettings
+from services.ingest.sharing import divide
 from services.ingest.site import Site, Tally
 
 if TYPE_CHECKING:  # it brings image libraries along, which only curation needs
@@ -59,7 +60,8 @@ class Sites:
         self.num_foreign = 0
 
     async def keep(self) -> None:
-        """Renew the leases; a site that went to another replica is dropped as it is."""
+        """Show that we live and renew the leases; a site that went to another replica is dropped as it is."""
+        await self._leases.register()
         sites = dict(self.ours)
         tokens = {name: site.writer.token for name, site in sites.items()}
         for name in await self._leases.renew(tokens | self._opening):
@@ -67,22 +69,23 @@ class Sites:
                 await self.drop(sites[name], reason="its lease went to another replica")
 
     async def look(self) -> None:
-        """1. find sites, 2. count replicas, 3. let go of what is beyond our share, 4. take what is free."""
+        """1. find sites, 2. who lives and has what, 3. let go of what others should have, 4. take what is free."""
         found = await self._consumer.find_sites()
         skipped = dict(self._consumer.refused)
-        names = sorted({*found, *await asyncio.to_thread(self._stored_sites)})
-        self.num_replicas = await self._leases.register()
-        share = math.ceil(len(names) / max(self.num_replicas, 1))
-        now_s = time.monotonic()
-        staying = [
-            n for n, site in self.ours.items() if not site.is_leaving and self._kept_until_s.get(n, 0.0) < now_s
-        ]
-        for name in staying[share:]:
-            self._let_go(name)
-        for name in names:
+        names = {*found, *await asyncio.to_thread(self._stored_sites)}
+        replicas = await self._leases.register()
+        self.num_replicas = len(replicas)
+        holders = await self._leases.holders(names)
+        owners = divide(names, replicas, holders)
+        self._let_go_of_what_others_should_have(owners)
+        for name in sorted(name for name in names if self._may_hold(name)):
             try:
                 if name not in self.ours:
-                    await self._take(name, is_due=len(self.ours) < share)
+                    is_due = owners.get(name) == self._leases.owner
+                    is_free = (
+                        holders.get(name, self._leases.owner) == self._leases.owner
+                    )  # ours: an answer got lost
+                    await self._take(name, is_due=is_due, is_free=is_free)
                 site = self.ours.get(name)
                 if site and not site.is_leaving and name in found and not await self._consumer.join(name):
                     skipped |= self._consumer.refused
@@ -92,7 +95,8 @@ class Sites:
                 skipped[name] = str(error)
                 self._put_off(name)
         skipped |= {name: self.skipped[name] for name in self._retry_at_s if name in self.skipped}
-        self.num_foreign = len([name for name in found if name not in self.ours and name not in skipped])
+        foreign = {name for name in found if self._may_hold(name)} - self.ours.keys() - skipped.keys()
+        self.num_foreign = len(foreign)
         self._say_skipped(skipped)
 
     async def drop(self, site: Site, *, reason: str) -> None:
@@ -131,17 +135,28 @@ class Sites:
             self.curator.forget(name)
         return site
 
-    def _let_go(self, name: str) -> None:
-        """Read no more of it; the worker releases it once its batch is committed."""
-        self.ours[name].is_leaving = True
-        self._consumer.leave(name)
+    def _may_hold(self, name: str) -> bool:
+        return not self._settings.site_names or name in self._settings.site_names
 
-    async def _take(self, name: str, *, is_due: bool) -> None:
-        """1. the lease, 2. the store's fence. Beyond our share only what nobody wanted for a while."""
+    def _let_go_of_what_others_should_have(self, owners: Mapping[str, str]) -> None:
+        """Read no more of it; the worker releases it once its batch is committed."""
         now_s = time.monotonic()
+        for name, site in self.ours.items():
+            is_anothers = owners.get(name, self._leases.owner) != self._leases.owner
+            if is_anothers and not site.is_leaving and self._kept_until_s.get(name, 0.0) < now_s:
+                site.is_leaving = True
+                self._consumer.leave(name)
+
+    async def _take(self, name: str, *, is_due: bool, is_free: bool) -> None:
+        """1. the lease, 2. the store's fence. What another should have only if it does not want it for a while."""
+        now_s = time.monotonic()
+        if not is_free:
+            self._free_since_s.pop(name, None)
+            return
+        free_since_s = self._free_since_s.setdefault(name, now_s)
         if now_s < self._retry_at_s.get(name, 0.0):
             return
-        is_unwanted = now_s - self._free_since_s.setdefault(name, now_s) > 3 * self._settings.lease_ms / 1e3
+        is_unwanted = now_s - free_since_s > 3 * self._settings.lease_ms / 1e3
         if not is_due and not is_unwanted:
             return
         store_dir = self._settings.store_dir
@@ -178,8 +193,8 @@ class Sites:
         self._retry_at_s[name] = time.monotonic() + min(2.0 ** self._num_refusals[name], _MAX_PUT_OFF_S)
 
     def _stored_sites(self) -> set[str]:
-        """Sites without a stream that have a store to keep within its limits, if all sites are ours."""
-        if self._settings.site_names or not self._settings.store_dir.is_dir():
+        """Sites that have a store to keep within its limits, with a stream or without."""
+        if not self._settings.store_dir.is_dir():
             return set()
         names = (path.name for path in self._settings.store_dir.iterdir() if path.is_dir())
         return {name for name in names if SITE_PATTERN.fullmatch(name)}

@@ -63,7 +63,7 @@ class IngestWorker:
         self._said: set[tuple[str, str]] = set()
         self._is_stopping = False
         self._next_look_s = self._next_trim_s = self._next_tidy_s = 0.0
-        self._reported_s, self._reported_num = time.monotonic(), 0
+        self._reported_s, self._reported_num = time.monotonic(), Counter[str]()
 
     @property
     def counts(self) -> Counter[str]:
@@ -140,7 +140,9 @@ class IngestWorker:
         # A sensor whose stream may hold more than was read is not silent, whatever lies in between.
         pages = Counter((one.site, one.kind) for one in deliveries)
         for site in sites:
-            self._excuse([site], [s for s in _SIDES if (site.name, s) in full or pages[site.name, s] >= count])
+            is_behind = self._consumer.is_behind(site.name)
+            unread = [s for s in _SIDES if is_behind or (site.name, s) in full or pages[site.name, s] >= count]
+            self._excuse([site], unread)
         return deliveries
 
     def _excuse(self, sites: Sequence[Site], sides: Sequence[Side]) -> None:
@@ -269,15 +271,15 @@ class IngestWorker:
     async def _report(self) -> None:
         """One event and one log line of counters."""
         now_s = time.monotonic()
-        num_stored = self.counts["stored"]
-        rate = (num_stored - self._reported_num) / max(now_s - self._reported_s, 1e-9)
+        num_stored = Counter({name: tally.num_stored for name, tally in self.sites.tallies.items()})
+        news, seconds = num_stored - self._reported_num, max(now_s - self._reported_s, 1e-9)
         self._reported_s, self._reported_num = now_s, num_stored
         values = {
             "replica": self._settings.consumer_name,
-            "pairs_per_s": round(rate, 1),
+            "pairs_per_s": round(news.total() / seconds, 1),
             "trimmed": sum(self._consumer.num_trimmed.values()),
             "counts": dict(self.counts),
-            **describe(self.sites),
+            **describe(self.sites, rates={name: num / seconds for name, num in news.items()}),
         }
         await asyncio.to_thread(self._events.emit, "ingest", **values)
         self._log.debug("ingest", **values)

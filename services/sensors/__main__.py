@@ -157,7 +157,7 @@ def replay(
     redis_url: RedisOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Publish a recording, at its own pace or faster, and name every file that could not be played.
+    """Publish a recording, at its own pace or faster, and say which files could not be played: --json names all.
 
     Times are those of the recording, so playing it twice stores it once.
 
@@ -268,13 +268,15 @@ def record(
         bool,
         typer.Option("--from-start", help="Also what the streams still hold, not only what comes from now on."),
     ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for a --site that publishes nothing yet.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
     redis_url: RedisOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Record the radar, camera and labels streams to an MCAP file, which Foxglove opens and `replay` plays.
 
-    It reads along: ingest does not notice. While it runs the file is called FILE.mcap.part.
+    It reads along: ingest does not notice. Until the end it is FILE.mcap.part;
+    where no frame came there is no file.
 
     [bold]Examples[/bold]
 
@@ -288,7 +290,13 @@ def record(
 
     recorded = asyncio.run(
         record_session(
-            path, _settings(redis_url), sites=site or (), seconds=seconds, from_start=from_start, overwrite=force
+            path,
+            _settings(redis_url),
+            sites=site or (),
+            seconds=seconds,
+            from_start=from_start,
+            overwrite=force,
+            wait=wait,
         )
     )
     if as_json:
@@ -387,7 +395,8 @@ def main() -> None:
     threadpool_limits(1)  # a frame's matrix products are small: shared by two cores they cost four times the CPU
     cv2.setNumThreads(1)
     try:
-        app(prog_name="echosight")  # the name that people start it by: services/cli.py forwards to here
+        # The name that people start it by: services/cli.py and `store export` forward to here.
+        app(prog_name="echosight store" if sys.argv[1:2] == ["export"] else "echosight")
     except EchosightError as error:
         print_error(error)
     except OSError as error:

@@ -100,6 +100,11 @@ class SessionFile:
         self.part.rename(self.path)
         sync_directory(self.path.parent)
 
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self.abandon()
+        self.part.unlink(missing_ok=True)
+
     def abandon(self) -> None:
         """Leave the part as it is."""
         with suppress(OSError):  # a full disk, that was said before
@@ -114,10 +119,20 @@ class Recorder:
     """One recording, from `run` to the end of it."""
 
     def __init__(
-        self, follower: Follower, path: Path, *, overwrite: bool = False, page_entries: int = PAGE_ENTRIES
+        self,
+        follower: Follower,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        wait: bool = True,
+        page_entries: int = PAGE_ENTRIES,
     ) -> None:
-        """Makes the file. Raises RecordingError where that would overwrite another one."""
+        """Makes the file. wait: also for sites that were named and have no stream yet.
+
+        Raises RecordingError where that would overwrite another one.
+        """
         self._follower = follower
+        self._wait = wait
         self._page_entries = page_entries
         self._file = SessionFile(path, overwrite=overwrite)
         self.recorded = Recorded(path)
@@ -130,7 +145,8 @@ class Recorder:
     async def run(self, stop: asyncio.Event, *, seconds: float | None = None) -> Recorded:
         """Record until `stop`, or for `seconds`; however long the server is away in between.
 
-        Raises StreamsError if no server answers at the start, RecordingError if the file cannot be written.
+        Where no frame came no file is left. Raises RecordingError then, or if the file cannot be written, or a
+        site has no stream and is not to be waited for; StreamsError if no server answers at the start.
         """
         self._stop = stop
         began_at = self._clock()
@@ -138,6 +154,8 @@ class Recorder:
         try:
             await self._record()
             self.recorded.seconds = self._clock() - began_at
+            if not self.recorded.num_frames:
+                raise self._nothing_came()
             self.recorded.file_bytes = await asyncio.to_thread(self._close)
         except OSError as error:
             raise RecordingError(
@@ -147,8 +165,25 @@ class Recorder:
         finally:
             if timer is not None:
                 timer.cancel()
-            self._file.abandon()
+            if self.recorded.num_frames:
+                self._file.abandon()
+            else:
+                self._file.discard()
         return self.recorded
+
+    def _nothing_came(self) -> RecordingError:
+        refused = [
+            counts.first_undecodable for counts in self.recorded.topics.values() if counts.first_undecodable
+        ]
+        said = (
+            f"{len(refused)} streams had only entries that no one can decode: {refused[0]}"
+            if refused
+            else "none came"
+        )
+        return RecordingError(
+            f"no frame in {self.recorded.seconds:.1f} s, so there is no file: {said}",
+            remedy="see `echosight status` for what publishes; --from-start takes what the streams still hold",
+        )
 
     def _end(self) -> None:
         self.recorded.ended = "done"
@@ -160,6 +195,8 @@ class Recorder:
         stopped = asyncio.create_task(self._stop.wait())
         give_up_s, log_at = _FIRST_ANSWER_S, self._clock() + _LOG_EVERY_S
         try:
+            if not self._wait:
+                self._refuse_absent(await self._insist(self._follower.absent, give_up_s=give_up_s))
             while not self._stop.is_set():
                 for site in await self._insist(self._follower.find, give_up_s=give_up_s) or ():
                     if site not in tasks:
@@ -181,6 +218,15 @@ class Recorder:
         finally:
             self._stop.set()
             await asyncio.gather(stopped, *tasks.values(), return_exceptions=True)
+
+    def _refuse_absent(self, found: tuple[list[str], list[str]] | None) -> None:
+        absent, there = found or ([], [])
+        if absent:
+            known = f"there are {', '.join(there)}" if there else "nothing publishes"
+            raise RecordingError(
+                f"no stream of site {', '.join(absent)}; {known}",
+                remedy="start its sensors, name another one, or give --wait",
+            )
 
     async def _record_site(self, site: str) -> None:
         """Read and write until stopped, or until the site's keys are no streams any more."""

@@ -24,12 +24,14 @@ async def record_session(
     seconds: float | None = None,
     from_start: bool = False,
     overwrite: bool = False,
+    wait: bool = False,
 ) -> Recorded:
     """Record until a signal comes, or for `seconds`. Raises StreamsError, RecordingError or BadFrameError."""
     stop = stop_on_signals()
     client = connect(resolve_redis_url(settings))
     try:
-        recorder = Recorder(Follower(client, sites=sites, from_start=from_start), path, overwrite=overwrite)
+        follower = Follower(client, sites=sites, from_start=from_start)
+        recorder = Recorder(follower, path, overwrite=overwrite, wait=wait)
         console = Console(stderr=True)
         if not console.is_terminal:
             return await recorder.run(stop, seconds=seconds)

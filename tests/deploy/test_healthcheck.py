@@ -1,6 +1,7 @@
 """deploy/healthcheck.py against a real server, real events and frames, and a small HTTP server."""
 
 import importlib.util
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,21 @@ def test_worker_that_reported_long_ago_is_not_healthy(
 ) -> None:
     redis_client.xadd(streams.EVENTS, {"event": b'{"source":"ingest","kind":"ingest"}'}, id="1-1")
     assert check(["ingest"]) == 1
-    assert capsys.readouterr().out == "ingest has not reported for 30 s\n"
+    assert capsys.readouterr().out == f"ingest on {socket.gethostname()} has not reported for 30 s\n"
+
+
+def test_replica_that_hangs_is_not_healthy_because_another_one_works(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(redis_url, "trainer")
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    report(redis_url, "ingest")
+    assert check(["ingest"]) == 0
+    assert check(["trainer"]) == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    assert check(["ingest"]) == 1
+    assert check(["trainer"]) == 0
 
 
 async def test_site_is_healthy_while_it_publishes(publisher: Publisher) -> None:

@@ -40,12 +40,64 @@ def test_status_tells_what_is_stored_without_a_server(tmp_path: Path) -> None:
     assert "2 pairs" in echosight("status", data_dir=tmp_path).stdout
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_status_of_a_server_that_does_not_answer_says_so_and_shows_no_zeros(tmp_path: Path, as_json: bool) -> None:
+    writer = StoreWriter(tmp_path / "store", "north", limits=StoreLimits(min_free_bytes=0))
+    writer.append([pair(0)])
+    writer.close()
+    arguments = ("status", "--json") if as_json else ("status",)
+    done = echosight(*arguments, data_dir=tmp_path, REDIS_URL="redis://:secret@127.0.0.1:1/0")
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "redis://***@127.0.0.1:1/0 does not answer" in said
+    assert "put REDIS_URL right" in said
+    assert "secret" not in done.stdout + done.stderr
+    assert "pairs/s" not in done.stdout
+    if as_json:
+        found = orjson.loads(done.stdout)
+        assert (found["store"]["pairs"], found["ingest"], found["trainer"]) == (1, None, None)
+    else:
+        assert "1 pairs" in done.stdout
+
+
+def test_status_of_an_address_that_is_none_says_what_to_write(tmp_path: Path) -> None:
+    done = echosight("status", data_dir=tmp_path, REDIS_URL="http://somewhere")
+    assert done.returncode == 2
+    assert "use redis://host:port/db" in " ".join(done.stderr.split())
+
+
 def test_bad_setting_is_one_line_with_the_variable_its_value_and_the_remedy(tmp_path: Path) -> None:
     done = echosight("ingest", data_dir=tmp_path, ECHOSIGHT_WINDOW_MS="-3")
     assert done.returncode == 2
     assert "ECHOSIGHT_WINDOW_MS is '-3'" in done.stderr
     assert "README" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "up",
+        "status",
+        "ingest",
+        "train",
+        "serve",
+        "simulate",
+        "record",
+        "store",
+        "store export",
+        "dead",
+        "dead list",
+    ],
+)
+def test_help_names_the_command_that_people_type_and_what_to_do_with_it(tmp_path: Path, command: str) -> None:
+    done = echosight(*command.split(), "--help", data_dir=tmp_path, COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert f"Usage: echosight {command}".rstrip() in done.stdout
+    assert "python -m" not in done.stdout
+    if command != "dead list":
+        assert "`echosight " in done.stdout or "Example" in done.stdout
 
 
 @pytest.mark.parametrize(

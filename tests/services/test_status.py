@@ -58,7 +58,9 @@ def test_line_survives_an_event_that_is_not_as_it_should_be(event) -> None:
     assert status.line(champion=1).startswith("0.0 pairs/s | 0 stored | ")
 
 
-def replica(name: str, *, age_s: float = 0.0, site: str = "north", paired: int = 7) -> dict[str, object]:
+def replica(
+    name: str, *, age_s: float = 0.0, site: str = "north", paired: int = 7, **of_site: object
+) -> dict[str, object]:
     return {
         "kind": "ingest",
         "replica": name,
@@ -67,8 +69,8 @@ def replica(name: str, *, age_s: float = 0.0, site: str = "north", paired: int =
         "pairs": 10,
         "sites": {
             site: {
-                "pairs": 10, "bytes": 2_500_000, "held": 3, "frames": {"radar.paired": paired, "camera.late": 1},
-                "clock_offset_ms": -12.34, "clock_uncertainty_ms": 0.5, "p50_ms": 120.4,
+                "pairs": 10, "pairs_per_s": 2.0, "bytes": 2_500_000, "held": 3, "p50_ms": 120.4,
+                "frames": {"radar.paired": paired, "camera.late": 1, "camera.no_partner": 30}, **of_site,
             }
         },
     }  # fmt: skip
@@ -86,20 +88,54 @@ def test_line_calls_a_worker_silent_instead_of_repeating_what_it_said() -> None:
     assert status.line(champion=None).startswith("ingest silent for 60 s | trainer silent for 90 s | ")
 
 
-def printed(status: Status) -> str:
+def test_site_counts_once_when_it_changed_hands_a_moment_ago() -> None:
+    status = Status()
+    status.take_in([replica("killed", age_s=4, token=5), replica("heir", token=6), replica("idle", site="south")])
+    assert status.line(champion=None).startswith("4.0 pairs/s | 20 stored | ")
+    assert printed(status).count("north") == 3  # a row in each table that has rows for it
+    assert "killed" not in printed(status)
+    told = {event["replica"]: event for event in status.ingest()}
+    assert (told["killed"]["sites"], told["killed"]["pairs"]) == ({}, 0)
+    assert told["heir"]["sites"].keys() == {"north"}
+
+
+def test_hand_over_counts_whichever_replica_spoke_last() -> None:
+    status = Status()
+    status.take_in([replica("heir", age_s=1, token=6), replica("left", token=5)])
+    assert "heir" in printed(status)
+    assert status.line(champion=None).startswith("2.0 pairs/s | 10 stored | ")
+
+
+def printed(status: Status, *, width: int = 160) -> str:
     text = io.StringIO()
-    Console(file=text, width=160).print(status.tables())
+    Console(file=text, width=width).print(status.tables())
     return text.getvalue()
 
 
 def test_tables_tell_each_site_and_each_reason() -> None:
     status = Status()
-    status.take_in([replica("a"), replica("b", site="south", paired=1234)])
-    lines = [line.split() for line in printed(status).splitlines()]
-    assert ["north", "a", "10", "2.5", "3", "-12.3", "±", "0.5", "120", "-"] in lines
-    assert ["site", "stream", "late", "paired"] in lines
-    assert ["south", "radar", "0", "1,234"] in lines
-    assert ["south", "camera", "1", "0"] in lines
+    clocks = {
+        "clock_offset_ms": -12.34, "clock_uncertainty_ms": 0.5, "clock_applied_ms": -12.0, "clock_drift_ppm": 3.14
+    }  # fmt: skip
+    curation = {"kept": 1200, "thinned_empty": 34, "near_duplicate": 0}
+    status.take_in([replica("a", **clocks), replica("b", site="south", paired=1234, curation=curation)])
+    lines = [" ".join(line.split()) for line in printed(status).splitlines()]
+    assert "north a 10 2.0 2.5 3 120 -" in lines
+    assert "north -12.3 ± 0.5 -12.0 +3.1" in lines
+    assert "south radar paired 1,234" in lines
+    assert "south camera no_partner 30 · late 1" in lines
+    assert "south kept 1,200 · thinned_empty 34" in lines
+
+
+def test_tables_fit_a_narrow_terminal_without_cutting_anything() -> None:
+    status = Status()
+    numbers = {"pairs": 12_345_678, "bytes": 8e9, "held": 1234, "p50_ms": 215.0, "p99_ms": 1376.0}
+    frames = {f"radar.reason_{i}": 1_000_000 + i for i in range(12)}
+    status.take_in([replica("0123456789ab", site="a-crossing-with-a-long-name", frames=frames, **numbers)])
+    text = printed(status, width=80)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "…" not in text
+    assert all(number in text for number in ("12,345,678", "8,000.0", "1,234", "215", "1376", "1,000,011"))
 
 
 @pytest.mark.parametrize(
@@ -108,5 +144,5 @@ def test_tables_tell_each_site_and_each_reason() -> None:
 )
 def test_tables_survive_an_event_that_is_not_as_it_should_be(sites) -> None:
     status = Status()
-    status.take_in([{"kind": "ingest", "sites": sites}])
-    assert "site" in printed(status)
+    status.take_in([{"kind": "ingest", "sites": sites}, replica("a", site="south")])
+    assert "south" in printed(status)

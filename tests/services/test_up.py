@@ -57,12 +57,39 @@ def running(watched: Supervisor) -> Iterator[None]:
 
 
 def test_worker_that_dies_is_started_again_and_its_last_words_are_shown(tmp_path, redis_url, text) -> None:
-    watched = supervisor(tmp_path, redis_url, [Worker("broken", "json.tool", ("[/absent]",))], text)
+    watched = supervisor(tmp_path, redis_url, [Worker("broken", "timeit", ("raise OSError('[/absent]')",))], text)
     with running(watched):
         wait_for(lambda: "broken ended with status" in text.getvalue(), timeout_s=30, what="report of the death")
     assert "starting it again" in text.getvalue()
     assert "[/absent]" in text.getvalue()
     assert processes_of(tmp_path) == []
+
+
+def test_worker_that_cannot_start_with_its_settings_stops_everything_and_is_told_once(
+    tmp_path, redis_url, text, monkeypatch
+) -> None:
+    monkeypatch.setattr("services.up._STATUS_EVERY_S", 0.1)
+    monkeypatch.setenv("ECHOSIGHT_WINDOW_MS", "-3")
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "ingest.log").write_text("what an earlier run said\n")
+    workers = [Worker("ingest", "services.ingest"), Worker("other", "http.server", ("0",))]
+    with pytest.raises(SettingsError, match=r"ECHOSIGHT_WINDOW_MS is '-3'") as caught:
+        supervisor(tmp_path, redis_url, workers, text).run()
+    assert "ingest cannot start" in str(caught.value)
+    assert "earlier run" not in str(caught.value)
+    assert "starting it again" not in text.getvalue()
+    assert processes_of(tmp_path) == []
+
+
+def test_worker_that_ends_with_status_2_after_it_had_started_is_started_again(
+    tmp_path, redis_url, text, monkeypatch
+) -> None:
+    monkeypatch.setattr("services.up._STATUS_EVERY_S", 0.1)
+    monkeypatch.setattr("services.up._LASTED_S", 0.0)
+    with running(supervisor(tmp_path, redis_url, [Worker("late", "json.tool", ("/absent",))], text)):
+        wait_for(lambda: "late ended with status 2" in text.getvalue(), timeout_s=30, what="report of the end")
+    assert "starting it again" in text.getvalue()
 
 
 def test_only_a_worker_that_may_finish_is_left_alone_after_status_0(

@@ -27,7 +27,7 @@ from services.core.streams.dead import DeadLetter, DeadLetters
 from services.core.streams.delivery import Delivery
 from services.core.streams.events import EventLog, EventReader
 from services.core.streams.janitor import Janitor, Tidied
-from services.core.streams.leases import REPLICAS, SiteLeases
+from services.core.streams.leases import REPLICAS, Replica, SiteLeases
 from services.core.streams.publisher import Publisher, kind_of
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "Janitor",
     "Kind",
     "Publisher",
+    "Replica",
     "SiteLeases",
     "StreamsLost",
     "Tidied",

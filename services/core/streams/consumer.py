@@ -68,23 +68,26 @@ class Consumer:
     async def discover(self) -> tuple[str, ...]:
         """Join the group on all streams of the sites that are there; return the sites. Cheap to repeat."""
         for site in await self.find_sites():
-            await self.join(site)
+            if not self._fixed or site in self._fixed:
+                await self.join(site)
         return self.sites
 
     @passing_as_lost()
     async def find_sites(self) -> tuple[str, ...]:
-        """The sites that could be joined: those given, or all that have a radar stream."""
+        """The sites that have a radar stream, and those given, whether or not they have one.
+
+        `refused` tells of keys that look like a site's and are none, unless sites were given.
+        """
         self.refused = {}
-        if self._fixed:
-            return tuple(sorted(set(self._fixed)))
-        sites = set()
+        sites = set(self._fixed)
         async for key in self._client.scan_iter(match="echosight:{*}:radar", count=1000, _type="stream"):
             found = ANY_RADAR_KEY.fullmatch(key)
             site = found[1].decode(errors="backslashreplace") if found else ""
             try:
                 sites.add(check_site(site))
             except BadFrameError as error:
-                self.refused[key.decode(errors="backslashreplace")] = str(error)
+                if not self._fixed:
+                    self.refused[key.decode(errors="backslashreplace")] = str(error)
         return tuple(sorted(sites))
 
     @passing_as_lost()
@@ -145,6 +148,10 @@ class Consumer:
         except BaseException:  # also when cancelled: what was on its way is pending
             self._recovering = dict.fromkeys(self._streams, b"0-0")
             raise
+
+    def is_behind(self, site: str) -> bool:
+        """Whether streams of `site` are not read on, as what is pending at one of them comes first."""
+        return site in self._doubtful or any(self._streams[key][0] == site for key in self._recovering)
 
     def _ready(self, skip: Collection[tuple[str, Kind]]) -> dict[str, list[bytes]]:
         """Site to the streams to read on in: none of a site that is still recovering.

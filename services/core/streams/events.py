@@ -1,5 +1,6 @@
 """Small JSON events for people and dashboards. It does not know what they are about."""
 
+import socket
 import time
 from collections.abc import Iterable
 from typing import Any, cast
@@ -30,6 +31,7 @@ class EventLog:
         """Nothing is sent yet. Raises StreamsError for a bad URL."""
         self._url = check_url(url)
         self._source = source
+        self._host = socket.gethostname()
         self._connected: SyncClient | None = None
 
     @property
@@ -41,7 +43,7 @@ class EventLog:
 
     def emit(self, kind: str, **values: Any) -> bool:
         """Publish one event; False when the server did not take it."""
-        event = {"source": self._source, "kind": kind, "at_s": round(time.time(), 3), **values}
+        event = {"source": self._source, "kind": kind, "host": self._host, "at_s": round(time.time(), 3), **values}
         body = orjson.dumps(event, option=orjson.OPT_SERIALIZE_NUMPY)
         try:
             self._client.xadd(EVENTS, {"event": body}, maxlen=EVENTS_MAX_ENTRIES, approximate=True)

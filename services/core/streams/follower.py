@@ -84,6 +84,12 @@ class Follower:
         self._has_begun = True
         return tuple(sorted(self._positions))
 
+    @passing_as_lost()
+    async def absent(self) -> tuple[list[str], list[str]]:
+        """The given sites that have no stream, and all sites that have one. Raises StreamsLost errors."""
+        there = await self._sites_there()
+        return sorted(set(self._given) - set(there)), there
+
     def follows(self, site: str) -> bool:
         """Whether there is something to read at `site`: a key that turns out to be no stream ends that."""
         return site in self._positions

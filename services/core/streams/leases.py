@@ -5,6 +5,9 @@ they do not, the token does: the store refuses who writes with an older one. It 
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import orjson
 
 from services.core.streams.client import Client, passing_as_lost, process_name, send_all, stream_key
 from services.core.streams.scripts import Call, Script, call
@@ -40,21 +43,34 @@ local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_ms)
 redis.call('ZADD', KEYS[1], now_ms + ARGV[2], ARGV[1])
-return redis.call('ZCARD', KEYS[1])
+return redis.call('ZRANGE', KEYS[1], 0, -1)
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A process that lives and takes sites. sites: the only ones that it takes; none given: any."""
+
+    owner: str
+    sites: frozenset[str] = frozenset()
+
+    def may_hold(self, site: str) -> bool:
+        return not self.sites or site in self.sites
 
 
 class SiteLeases:
     """The leases of one process. Every method raises StreamsLost errors."""
 
-    def __init__(self, client: Client, *, owner: str, ttl_ms: int) -> None:
-        """owner: what `holders` shows; two processes of one name are told apart all the same.
+    def __init__(self, client: Client, *, owner: str, ttl_ms: int, sites: Iterable[str] = ()) -> None:
+        """owner: its name; two processes of one name are told apart all the same.
 
-        ttl_ms: how long a lease, or a replica's sign of life, holds without being renewed.
+        ttl_ms: how long a lease, or a replica's sign of life, holds without being renewed. sites: the only ones
+        that this replica takes, which others must know to share fairly; none given: any.
         """
         self._client = client
-        self._owner = process_name(owner)
+        self.owner = process_name(owner)
         self._ttl_ms = ttl_ms
+        self._registered = orjson.dumps([self.owner, *sorted(sites)])
 
     @passing_as_lost()
     async def acquire(self, site: str, *, floor: int) -> int | None:
@@ -63,7 +79,7 @@ class SiteLeases:
         floor: the newest token that the site's store has seen. It makes up for a counter lost to a flush.
         """
         keys = (stream_key(site, "lease"), stream_key(site, "token"))
-        [token] = await call(self._client, [Call(_ACQUIRE, keys, (self._owner, floor, self._ttl_ms))])
+        [token] = await call(self._client, [Call(_ACQUIRE, keys, (self.owner, floor, self._ttl_ms))])
         return None if token is None else int(token)
 
     @passing_as_lost()
@@ -86,27 +102,36 @@ class SiteLeases:
         await call(self._client, [Call(_RELEASE, (stream_key(site, "lease"),), (self._value(token),))])
 
     @passing_as_lost()
-    async def register(self) -> int:
-        """Say that this replica lives, for another `ttl_ms`; how many do, this one included."""
-        [num] = await call(self._client, [Call(_REGISTER, (REPLICAS,), (self._owner, self._ttl_ms))])
-        return int(num)
+    async def register(self) -> list[Replica]:
+        """Say that this replica lives, for another `ttl_ms`; all that do, this one included."""
+        [members] = await call(self._client, [Call(_REGISTER, (REPLICAS,), (self._registered, self._ttl_ms))])
+        return [_replica(member) for member in members]
 
     @passing_as_lost()
     async def resign(self) -> None:
         """Count no longer as one that lives. Its leases are released apart."""
-        await self._client.zrem(REPLICAS, self._owner)
+        await self._client.zrem(REPLICAS, self._registered)
 
     @passing_as_lost()
     async def holders(self, sites: Iterable[str]) -> dict[str, str]:
-        """Site to owner's name, for those among `sites` that someone holds."""
+        """Site to `Replica.owner`, for those among `sites` that someone holds."""
         names = list(sites)
         keys = [stream_key(site, "lease") for site in names]
         values = await send_all(self._client, [(key, ("GET", key)) for key in keys])
         return {
-            site: value.decode(errors="replace").partition(":")[2].rpartition("#")[0]
+            site: value.decode(errors="replace").partition(":")[2]
             for site, value in zip(names, values, strict=True)
             if isinstance(value, bytes)
         }
 
     def _value(self, token: int) -> str:
-        return f"{token}:{self._owner}"
+        return f"{token}:{self.owner}"
+
+
+def _replica(member: bytes) -> Replica:
+    """What `register` wrote; or a bare name, as another version wrote it."""
+    try:
+        owner, *sites = orjson.loads(member)
+        return Replica(str(owner), frozenset(str(site) for site in sites))
+    except (ValueError, TypeError):
+        return Replica(member.decode(errors="replace"))

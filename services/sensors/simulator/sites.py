@@ -29,7 +29,10 @@ GroundKind = Literal["asphalt", "paving", "grass", "gravel"]
 
 
 def load_site(name_or_path: str) -> "Site":
-    """The shipped site of this name, or the one in this YAML file. Raises SettingsError with the first fault."""
+    """The shipped site of this name, or the one in this YAML file. Raises SettingsError with the first fault.
+
+    A file of one's own must not go by the name of a shipped site: two places would be stored and learnt as one.
+    """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = SITES_DIR / f"{name_or_path}.yaml"
@@ -38,7 +41,13 @@ def load_site(name_or_path: str) -> "Site":
             raise SettingsError(
                 f"there is no site {name_or_path!r}", remedy=f"use one of {names}, or the path of a .yaml file"
             )
-    return _read(path)
+    site = _read(path)
+    if path.resolve().parent != SITES_DIR.resolve() and (SITES_DIR / f"{site.name}.yaml").is_file():
+        raise SettingsError(
+            f"site file {path} is named {site.name!r}, as a shipped site is",
+            remedy=f"write another name into it: `name: my_{site.name}`",
+        )
+    return site
 
 
 def list_sites() -> dict[str, "Site"]:

@@ -47,6 +47,13 @@ def test_list_shows_every_letter_with_its_reason(run, letters) -> None:
     assert [row["id"] for row in listed["north"]] == letters
 
 
+def test_list_fits_a_narrow_terminal_and_keeps_ids_whole(run, letters, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run.invoke(app, ["list"]).output.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert all(any(letter_id in line for line in lines) for letter_id in letters)
+
+
 def test_list_without_letters_says_so(run, redis_client) -> None:
     assert "no dead letters" in run.invoke(app, ["list"]).output
 

@@ -47,9 +47,19 @@ def filled(tmp_path: Path) -> Path:
 def test_info_shows_each_site(run, filled) -> None:
     found = json.loads(run.invoke(app, ["info", "--json"]).output)
     assert {site["site"]: site["num_pairs"] for site in found["sites"]} == {"north": 10, "south": 3}
-    [row] = [line for line in run.invoke(app, ["info"]).output.splitlines() if " north " in line]
-    assert "test (token 1)" in row
-    assert "1970-01-01 00:00:00" in row
+    lines = [" ".join(line.split()) for line in run.invoke(app, ["info"]).output.splitlines()]
+    [row] = [line for line in lines if line.startswith("north ")]
+    assert row.startswith("north 10 ")
+    assert row.endswith(" 1 2 1970-01-01 00:00:00 1970-01-01 00:00:00")
+    assert "north: written by test (token 1), format 2" in lines
+
+
+def test_info_fits_a_narrow_terminal(run, filled, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run.invoke(app, ["info"]).output.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert "…" not in "".join(lines)
+    assert len([line for line in lines if line.strip().startswith(("north", "south"))]) == 4
 
 
 def test_info_of_nothing_says_so(run) -> None:

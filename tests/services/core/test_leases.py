@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.core.streams import REPLICAS, SiteLeases, connect, stream_key
+from services.core.streams import REPLICAS, Replica, SiteLeases, connect, stream_key
 from tests.clusters import eventually
 
 LONG_MS = 60_000
@@ -22,7 +22,7 @@ def second(client) -> SiteLeases:
 async def test_site_has_one_holder_until_it_is_released(first, second) -> None:
     token = await first.acquire("north", floor=0)
     assert await second.acquire("north", floor=0) is None
-    assert await first.holders(["north", "south"]) == {"north": "first"}
+    assert await first.holders(["north", "south"]) == {"north": first.owner}
     await second.release("north", token=token)  # not its own: nothing happens
     assert await second.acquire("north", floor=0) is None
     await first.release("north", token=token)
@@ -37,14 +37,14 @@ async def test_lease_that_ran_out_goes_to_another_with_a_higher_token(client, se
     assert await short.renew({"north": old}) == {"north"}
     await short.release("north", token=old)
     assert await second.renew({"north": token}) == set()
-    assert await second.holders(["north"]) == {"north": "second"}
+    assert await second.holders(["north"]) == {"north": second.owner}
 
 
 async def test_renewal_extends_what_is_ours_and_names_what_is_not(client, first, server) -> None:
     short = SiteLeases(client, owner="short", ttl_ms=SHORT_MS)
     tokens = {site: await short.acquire(site, floor=0) for site in ("a", "b", "c")}
     long = SiteLeases(client, owner="x", ttl_ms=LONG_MS)
-    long._owner = short._owner  # the same process with a longer breath
+    long.owner = short.owner  # the same process with a longer breath
     server.delete(stream_key("b", "lease"))
     await first.acquire("b", floor=0)
     assert await long.renew(tokens) == {"b"}
@@ -86,20 +86,32 @@ async def test_many_leases_are_renewed_in_one_round_trip(redis_url, redis_client
     await client.aclose()
 
 
-async def test_replicas_that_live_are_counted_and_dead_ones_drop_out(client, first, second, server) -> None:
+async def test_replicas_that_live_are_known_with_their_sites_and_dead_ones_drop_out(
+    client, first, second, server
+) -> None:
     dying = SiteLeases(client, owner="dying", ttl_ms=SHORT_MS)
-    assert await dying.register() == 1
-    assert await first.register() == 2
+    assert await dying.register() == [Replica(dying.owner)]
+    limited = SiteLeases(client, owner="a name, with a comma", ttl_ms=LONG_MS, sites=("south", "north"))
+    assert Replica(limited.owner, frozenset({"north", "south"})) in await limited.register()
 
-    async def is_alone() -> bool:
-        return await first.register() == 1
+    async def are_two() -> bool:
+        return {one.owner for one in await first.register()} == {first.owner, limited.owner}
 
-    await eventually(is_alone)
-    assert await second.register() == 2
-    assert await second.register() == 2
-    assert server.zcard(REPLICAS) == 2
+    await eventually(are_two)
+    assert len(await second.register()) == 3
+    assert len(await second.register()) == 3
+    assert server.zcard(REPLICAS) == 3
     await second.resign()
-    assert await first.register() == 1
+    await limited.resign()
+    assert await first.register() == [Replica(first.owner)]
+
+
+async def test_member_of_the_register_that_another_version_wrote_counts_as_one_that_takes_all(
+    first, server
+) -> None:
+    server.zadd(REPLICAS, {"host#1-ab": 10**15, "7": 10**15, "[]": 10**15})
+    found = {one.owner: one.sites for one in await first.register()}
+    assert found == dict.fromkeys(("host#1-ab", "7", "[]", first.owner), frozenset())
 
 
 async def test_scripts_survive_a_server_that_forgot_them(first, server) -> None:

@@ -9,6 +9,7 @@ import pytest
 from services.ingest.clock import ClockEstimate, ClockOffset
 from services.ingest.matcher import Side
 
+MS = 1_000_000
 START_S = 1_700_000_000
 Delay = Callable[[float], float]
 
@@ -191,3 +192,18 @@ def test_memory_does_not_grow_with_frames_or_time() -> None:
         assert tracemalloc.get_traced_memory()[0] < 100_000
     finally:
         tracemalloc.stop()
+
+
+def test_no_leaps_and_no_gaps_at_any_time_are_too_much_for_it() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        clock, at_s = ClockOffset(), 1000
+        lags_s = {"radar": 0, "camera": 0}
+        for _ in range(100):
+            at_s += rng.choice((1, 1, 1, 20, 60, 110))
+            for side in ("radar", "camera"):
+                if rng.random() < 0.1:
+                    lags_s[side] = rng.randint(-30, 30)
+                if rng.random() < 0.9:
+                    clock.observe(side, (at_s - lags_s[side]) * 1000 * MS, at_s * 1000)
+            clock.estimate()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -26,7 +27,9 @@ from services.core.store import Pair, StoreLimits, StoreReader, StoreWriter
 from services.core.streams import (
     INGEST_GROUP,
     KINDS,
+    REPLICAS,
     Consumer,
+    Delivery,
     EventLog,
     Janitor,
     Publisher,
@@ -48,7 +51,7 @@ async def ingest(url: str, data_dir: Path, **settings: object) -> AsyncIterator[
     read = IngestSettings.read(data_dir=data_dir, redis_url=url, **(quick | settings))
     client = connect(url)
     consumer = Consumer(client, name=read.consumer_name, sites=read.site_names)
-    leases = SiteLeases(client, owner=read.consumer_name, ttl_ms=read.lease_ms)
+    leases = SiteLeases(client, owner=read.consumer_name, ttl_ms=read.lease_ms, sites=read.site_names)
     janitor = Janitor(client, max_stream_bytes=read.max_stream_bytes, max_dead_bytes=read.max_dead_bytes)
     events = EventLog(url, source="ingest")
     yield IngestWorker(read, consumer, leases=leases, janitor=janitor, log=logger("test"), events=events)
@@ -277,6 +280,33 @@ async def test_replica_that_joins_gets_its_share_of_the_sites_and_gives_it_back_
         assert num_pending(redis_client, site) == 0
 
 
+async def test_replicas_with_different_sites_share_them_evenly_and_hand_over_no_more_than_that_takes(
+    publisher, redis_url, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_LOOK_EVERY_S", 0.05)
+    for site in ("a", "b", "c", "d"):
+        await publish_pairs(publisher, 0, 2, site=site)
+    with structlog.testing.capture_logs() as lines:
+        async with (
+            ingest(redis_url, tmp_path, consumer_name="all") as first,
+            ingest(redis_url, tmp_path, consumer_name="few", sites="c,d") as second,
+            ingest(redis_url, tmp_path, consumer_name="one", sites="d") as third,
+        ):
+            workers = (first, second, third)
+            async with running(first):
+                await until(lambda: first.counts["stored"] == 8)
+                async with running(second), running(third):
+                    await until(lambda: [len(worker.sites.ours) for worker in workers] == [2, 1, 1])
+                    assert third.sites.ours.keys() == {"d"}
+                    taken = len([line for line in lines if line["event"] == "site_taken"])
+                    for _ in range(20):
+                        await first.sites.look()
+                        await second.sites.look()
+                        await third.sites.look()
+                    assert [len(worker.sites.ours) for worker in workers] == [2, 1, 1]
+                    assert len([line for line in lines if line["event"] == "site_taken"]) == taken <= 7
+
+
 async def test_frames_that_wait_for_a_partner_are_handed_over_with_their_site(
     publisher, redis_url, redis_client, tmp_path
 ) -> None:
@@ -300,7 +330,7 @@ async def test_replica_that_was_paused_while_another_took_over_stores_and_acknow
         assert len(deliveries) == 10
         paused._take_in(deliveries)
         paused._flush()  # decided, and not yet stored: here it is paused, for longer than its lease
-        redis_client.delete(stream_key("north", "lease"))
+        redis_client.delete(stream_key("north", "lease"), REPLICAS)
         async with ingest(redis_url, tmp_path, consumer_name="second") as second:
             await second.run(until_idle_s=0.5)
             assert second.counts["stored"] == 5
@@ -424,6 +454,29 @@ async def test_entries_left_by_a_dead_consumer_are_claimed_and_stored(
     assert stored(tmp_path) == ids(0, 10)
 
 
+async def test_sensor_whose_stream_waits_for_the_recovery_of_the_other_one_is_not_called_silent(
+    publisher, redis_url, redis_client, tmp_path, monkeypatch
+) -> None:
+    """A dead consumer had read far more of the camera than of the radar; taking that over takes its time."""
+    await publish_pairs(publisher, 0, 20)
+    dead = Consumer(connect(redis_url), name="dead", sites=["north"])
+    await dead.discover()
+    await dead.read(count=2, block_ms=100, skip={("north", "camera")})
+    await dead.read(count=20, block_ms=100, skip={("north", "radar")})
+    await dead.close()
+    read = Consumer.read
+
+    async def slowly(consumer: Consumer, **how: Any) -> list[Delivery]:
+        await asyncio.sleep(0.05)
+        return await read(consumer, **(how | {"count": 2}))
+
+    monkeypatch.setattr(Consumer, "read", slowly)
+    async with ingest(redis_url, tmp_path, idle_timeout_s=0.2) as worker, running(worker):
+        await until(lambda: worker.counts.total() >= 40)
+        await until(lambda: worker.counts["stored"] == 20)
+    assert stored(tmp_path) == ids(0, 20)
+
+
 async def test_flush_of_the_server_is_survived(publisher, redis_url, redis_client, tmp_path) -> None:
     async with ingest(redis_url, tmp_path) as worker, running(worker):
         await publish_pairs(publisher, 0, 3)
@@ -506,6 +559,49 @@ async def test_full_server_that_refuses_a_burial_does_not_keep_others_from_being
             await until(lambda: worker.counts["radar.undecodable"] == 1)
     finally:
         redis_client.config_set("maxmemory", 0)
+
+
+async def test_burial_whose_answer_is_lost_is_counted_once_by_who_has_the_site(
+    publisher, redis_url, redis_client, tmp_path, monkeypatch
+) -> None:
+    await publish_pairs(publisher, 0, 1)
+    for _ in range(3):
+        redis_client.xadd(stream_key("north", "radar"), {"header": b"{}", "data": b""})
+    bury, num_lost = Consumer.bury, 0
+
+    async def losing(consumer: Consumer, refused: Sequence[tuple[Delivery, str]]) -> list[bool]:
+        nonlocal num_lost
+        answer = await bury(consumer, refused)
+        num_lost += 1
+        if num_lost == 1:
+            raise redis.ConnectionError("the answer is lost")
+        return answer
+
+    monkeypatch.setattr(Consumer, "bury", losing)
+    async with ingest(redis_url, tmp_path) as worker, running(worker):
+        await until(lambda: num_lost > 1 and worker.sites.ours["north"].is_settled)
+        assert worker.counts["radar.undecodable"] == 3
+    assert redis_client.xlen(stream_key("north", "dead")) == 3
+
+
+async def test_letters_that_another_replica_buried_meanwhile_are_counted_by_that_one(
+    publisher, redis_url, redis_client, tmp_path
+) -> None:
+    redis_client.xadd(stream_key("north", "radar"), {"header": b"{}", "data": b""})
+    async with ingest(redis_url, tmp_path) as paused:
+        await paused.sites.look()
+        paused._take_in(await paused._read())
+        site = paused.sites.ours["north"]
+        assert site.begin_commit()
+        site.store()  # here it is paused, for longer than its lease
+        redis_client.delete(stream_key("north", "lease"), REPLICAS)
+        async with ingest(redis_url, tmp_path, consumer_name="second") as second:
+            await second.run(until_idle_s=0.3)
+            assert second.counts["radar.undecodable"] == 1
+        assert not await paused._committer._bury(site)
+        assert paused.counts["radar.undecodable"] == 0
+        assert paused.sites.ours == {}
+    assert redis_client.xlen(stream_key("north", "dead")) == 1
 
 
 class Proxy:

@@ -223,6 +223,30 @@ async def test_says_so_when_no_server_answers_at_the_start(
         await client.aclose()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--site", "nosuch"], "no stream of site nosuch; there are north, south"),
+        (["--site", "nosuch", "--site", "north", "--wait", "--seconds", "0.2"], "no frame in 0."),
+        (["--seconds", "0.2"], "no frame in 0."),
+    ],
+)
+def test_recording_of_nothing_says_so_and_leaves_no_file(
+    arguments: list[str], error: str, redis_client, redis_url: str, tmp_path: Path
+) -> None:
+    for site in ("north", "south"):
+        redis_client.xadd(stream_key(site, "radar"), codec.encode(radar_frame(0, site=site)))
+    path = tmp_path / "s.mcap"
+    path.write_bytes(b"an older one")
+    command = ["record", str(path), "--force", "--redis-url", redis_url, *arguments]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, RecordingError)
+    assert error in str(result.exception)
+    assert result.exception.remedy
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"an older one"
+
+
 async def test_follows_a_cluster(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

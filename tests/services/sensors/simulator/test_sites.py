@@ -5,6 +5,7 @@ import pytest
 
 from services.core.errors import SettingsError
 from services.sensors.simulator import Scene, list_sites, load_site
+from services.sensors.simulator.sites import SITES_DIR
 
 
 def test_ships_sites_to_train_on_and_sites_kept_for_evaluation():
@@ -60,6 +61,17 @@ def test_bad_files_are_refused_with_the_place_of_the_fault(tmp_path, content, sa
     with pytest.raises(SettingsError, match=said) as raised:
         load_site(str(path))
     assert raised.value.remedy
+
+
+@pytest.mark.parametrize("content", ["", "name: yard\n"])
+def test_file_that_goes_by_the_name_of_a_shipped_site_is_refused_until_it_has_its_own(tmp_path, content):
+    path = tmp_path / "yard.yaml"
+    path.write_text(content or "mount: {height_m: 4}\n")
+    with pytest.raises(SettingsError, match=r"named 'yard', as a shipped site is.*name: my_yard"):
+        load_site(str(path))
+    path.write_text("name: my_yard\n")
+    assert load_site(str(path)).name == "my_yard"
+    assert load_site(str(SITES_DIR / "yard.yaml")) == load_site("yard")
 
 
 @pytest.mark.parametrize("name", ["atlantis", "../demo", "/nowhere/site.yaml", ""])
