@@ -13,6 +13,7 @@ from services.core.registry import Registry
 from services.core.settings import CoreSettings
 from services.core.store import StoreReader
 from services.core.streams import EventLog, StreamsLost
+from services.learning_status import learning_table
 from services.status import Status, number
 
 
@@ -48,6 +49,7 @@ def status(
             "registry": {"versions": versions, "aliases": aliases},
             "ingest": newest.ingest(),
             "trainer": newest.newest("trainer") or None,
+            "gauges": newest.newest("gauges") or None,
             "at_s": round(time.time(), 3),
         }
         print_json(found)
@@ -63,4 +65,5 @@ def status(
         age_s = time.time() - heard_s
         table.add_row("heard", f"{age_s:.0f} s ago" + ("; is it running?" if age_s > 30 else ""))
     console.print(table)
-    console.print(newest.tables())
+    learning = learning_table(newest.newest("trainer"))
+    console.print(newest.tables(), *([learning] if learning else []))
