@@ -85,8 +85,9 @@ class Judge:
     def look(self, learner: Learner, losses: dict[str, float]) -> bool:
         """Read all gauges if it is time; return whether it was. losses: `loss` and `chance` of the learning."""
         began_s = self._now_s()
-        if began_s < self._due_s:
+        if began_s < self._due_s or not len(self._feed):
             return False
+        learner.set_input(self._feed.clutter_table())  # one that was just resumed or rolled back has none yet
         with torch.random.fork_rng(devices=[]):  # a new head draws its weights
             found = self._read(learner, losses)
         took_s = self._now_s() - began_s
