@@ -80,10 +80,14 @@ def _lead(settings: TrainerSettings, max_steps: int | None, *, ranks: Ranks, log
     with contextlib.suppress(StreamsError):  # the trainer learns from the store; without streams it is only silent
         events = EventLog(resolve_redis_url(settings), source="trainer")
     worker = TrainerWorker(settings, vision=vision, log=log, events=events, ranks=ranks)
+    stop_metrics = worker.metrics.serve(host=settings.trainer_metrics_host, port=settings.trainer_metrics_port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     log.info("trainer_started", vision=vision.id, radar=settings.radar_encoder, ranks=ranks.size)
-    worker.run(max_steps=max_steps)
+    try:
+        worker.run(max_steps=max_steps)
+    finally:
+        stop_metrics()
     if ranks.size > 1:
         ranks.tell("stop")
     log.info("trainer_stopped", step=worker.learner.step_num if worker.learner else 0)

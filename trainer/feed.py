@@ -65,6 +65,7 @@ class Feed:
     """All encoded pairs of the store that fit the model's input contract; some are held out and never in a batch.
 
     num_seen: pairs that were ever learnt from or could have been; the store has dropped some since.
+    num_encoded: images that were encoded by this process.
     misfits: sites whose radar is another one than the model's, with what it delivers.
     """
 
@@ -85,12 +86,14 @@ class Feed:
         self.held_out_share = held_out_share
         self._rng = np.random.default_rng(seed)
         self.num_seen = 0
+        self.num_encoded = 0
         self.reader = StoreReader(store_dir)
         self.contract: InputContract | None = None
         self.sites: list[str] = []
         self.profiles: dict[str, SiteProfile] = {}
         self._caches: dict[str, EncodingCache] = {}
         self._samples: dict[tuple[str, FrameId], Sample] = {}
+        self._in_order: list[Sample] = []
         self._order: list[Sample] = []
         self._held_out: list[Sample] = []
         self._skipped: set[tuple[str, FrameId]] = set()
@@ -160,6 +163,7 @@ class Feed:
                 cache_rows = news.setdefault(pair.site, [])
                 cache_rows.append((pair.id, self._is_mirrored(pair), vector))
                 self._profile(pair.site).take_in(heatmap)
+                self.num_encoded += 1
                 self.num_seen += self._admit(pair, vector).may_learn
             for site, rows in news.items():
                 self._cache(site).append(rows)
@@ -204,6 +208,24 @@ class Feed:
             scenes=Scenes(id=uid, site=site, at_ns=at_ns),
         )
 
+    def recent(self, site: str, *, after_ns: int, newest: int) -> list[Sample]:
+        """A site's encoded pairs captured after `after_ns`, none mirrored: the `newest`, in order of time."""
+        found: list[Sample] = []
+        for sample in reversed(self._in_order):
+            if sample.pair.id.captured_at_ns <= after_ns or len(found) == newest:
+                break
+            if sample.pair.site == site and not sample.mirrored:
+                found.append(sample)
+        return found[::-1]
+
+    def is_held_out(self, pair: StoredPair) -> bool:
+        """Whether a pair is for judging only."""
+        return is_held_out(pair.site, pair.id.captured_at_ns, share=self.held_out_share)
+
+    def may_learn(self, pair: StoredPair) -> bool:
+        """Whether a pair is neither held out nor too close to what is."""
+        return may_learn(pair.site, pair.id.captured_at_ns, share=self.held_out_share)
+
     def labelled(self) -> list[tuple[StoredPair, Label]]:
         """Labelled pairs that fit the contract, in order of time within a site."""
         found = [(pair, label) for pair, label in self.reader.labelled() if (pair.site, pair.id) in self._samples]
@@ -229,9 +251,9 @@ class Feed:
 
     def _sort(self) -> None:
         """Part what may be learnt from what is held out, each in order of time; a guard between is in neither."""
-        in_order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)
-        self._order = [sample for sample in in_order if sample.may_learn]
-        self._held_out = [sample for sample in in_order if sample.is_held_out]
+        self._in_order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)
+        self._order = [sample for sample in self._in_order if sample.may_learn]
+        self._held_out = [sample for sample in self._in_order if sample.is_held_out]
 
     def _admit(self, pair: StoredPair, vector: Vector) -> Sample:
         if pair.site not in self.sites:
@@ -261,7 +283,7 @@ class Feed:
 
     def _is_mirrored(self, pair: StoredPair) -> bool:
         """Decided by site and id alone, so that a restart agrees. What is held out is seen as it is served."""
-        if is_held_out(pair.site, pair.id.captured_at_ns, share=self.held_out_share):
+        if self.is_held_out(pair):
             return False
         return zlib.crc32(b"%d-%d" % pair.id) < self._mirror_share * 2**32
 

@@ -18,7 +18,9 @@ from trainer.checkpoints import Checkpoints
 from trainer.contrast import Contrast
 from trainer.distributed import LeadingLearner
 from trainer.feed import Feed
+from trainer.judge import Judge
 from trainer.learner import DivergedError, Learner
+from trainer.metrics import TrainerMetrics
 from trainer.ranks import ALONE, Ranks
 from trainer.release import publish_release
 from trainer.settings import TrainerSettings
@@ -57,6 +59,8 @@ class TrainerWorker:
             seed=settings.seed,
             held_out_share=settings.held_out_share,
         )
+        self.judge = Judge(settings, self.feed, log=log, emit=self._emit)
+        self.metrics = TrainerMetrics(self.counters, lambda: self.judge.readings)
         self.registry = Registry(settings.registry_dir, settings.model_name)
         self._checkpoints = Checkpoints(settings.data_dir, name=settings.model_name, log=log)
         self._rng = np.random.default_rng(settings.seed)
@@ -91,6 +95,8 @@ class TrainerWorker:
                 self._learn()
             elif not num_encoded:
                 time.sleep(0.2)  # nothing to do until ingest stores more; the store has no bell
+            if self.learner is not None:
+                self.judge.look(self.learner, self._losses)
             self._save_and_publish()
             self._report()
         if max_steps is not None:
@@ -278,6 +284,7 @@ class TrainerWorker:
             "accuracy": self._accuracy,
             **self._newest,
             **{name: round(value, 4) for name, value in self._losses.items()},
+            "gauges": self.judge.summary(),
         }
         for misfit in sorted(self.feed.misfits - self._misfits):
             assert self.feed.contract is not None
@@ -289,6 +296,22 @@ class TrainerWorker:
         self._reported_s, self._steps_reported = now_s, step
         self._emit("trainer", **values)
         self._log.debug("trainer", **values)
+
+    def counters(self) -> dict[str, float]:
+        """What is counted rather than judged, for whoever asks, from any thread."""
+        learner = self.learner
+        counted = {
+            "steps": learner.step_num if learner else 0,
+            "learnt_pairs": learner.num_learnt if learner else 0,
+            "encoded_images": self.feed.num_encoded,
+            "pairs": len(self.feed),
+            "pending_pairs": self.feed.num_pending,
+            "skipped_pairs": self.feed.num_skipped,
+            "checkpoint_age_seconds": time.monotonic() - self._saved_s,
+        }
+        if self._device.type == "cuda":
+            counted["device_memory_bytes"] = torch.cuda.memory_allocated(self._device)
+        return counted
 
     def _emit(self, kind: str, **values: Any) -> None:
         if self._events is not None:

@@ -14,6 +14,7 @@ from services.core.registry import Registry
 from services.core.settings import CoreSettings
 from services.core.store import StoreReader
 from services.core.streams import EventLog, StreamsLost, masked
+from services.learning_status import learning_table
 from services.status import Status, number
 
 
@@ -55,6 +56,7 @@ def status(
             "registry": {"versions": versions, "aliases": aliases},
             "ingest": None if streams else newest.ingest(),
             "trainer": newest.newest("trainer") or None,
+            "gauges": newest.newest("gauges") or None,
             "at_s": round(time.time(), 3),
         }
         print_json(found)
@@ -70,7 +72,8 @@ def status(
             _add_news(table, newest, champion=aliases.get("champion"))
         console.print(table)
         if not streams:
-            console.print(newest.tables())
+            learning = learning_table(newest.newest("trainer"))
+            console.print(newest.tables(), *([learning] if learning else []))
     if streams and settings.redis_url:
         fail(StreamsError(f"what runs now is not known: {streams}"))
 

@@ -6,11 +6,11 @@ Names follow Prometheus' conventions: counters end in _total, units are seconds 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from services.core.errors import SettingsError
+from services.core.metrics import serve_metrics
 from services.ingest.sites import Sites
 
 _LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -37,22 +37,7 @@ class IngestMetrics(Collector):
 
         Raises SettingsError if the port is taken.
         """
-        if not port:
-            return lambda: None
-        try:
-            server, thread = start_http_server(port, host, registry=self.registry)
-        except OSError as error:
-            raise SettingsError(
-                f"ECHOSIGHT_INGEST_METRICS_PORT is {port}: {error.strerror} on {host}",
-                remedy="choose a free port, or 0 for none",
-            ) from None
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return stop
+        return serve_metrics(self.registry, host=host, port=port, variable="ECHOSIGHT_INGEST_METRICS_PORT")
 
     def describe(self) -> list[Any]:
         return []  # names depend on nothing; this only keeps registration from collecting
