@@ -74,30 +74,13 @@ def test_bad_setting_is_one_line_with_the_variable_its_value_and_the_remedy(tmp_
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "",
-        "up",
-        "status",
-        "ingest",
-        "train",
-        "serve",
-        "simulate",
-        "record",
-        "store",
-        "store export",
-        "dead",
-        "dead list",
-    ],
-)
+@pytest.mark.parametrize("command", ["", "up", "status", "ingest", "serve", "record", "store export"])
 def test_help_names_the_command_that_people_type_and_what_to_do_with_it(tmp_path: Path, command: str) -> None:
     done = echosight(*command.split(), "--help", data_dir=tmp_path, COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert f"Usage: echosight {command}".rstrip() in done.stdout
     assert "python -m" not in done.stdout
-    if command != "dead list":
-        assert "`echosight " in done.stdout or "Example" in done.stdout
+    assert "`echosight " in done.stdout or "Example" in done.stdout
 
 
 @pytest.mark.parametrize(
