@@ -1,7 +1,7 @@
-"""How strange a frame is: its distance from what the classes look like, and from where on it counts as unknown.
+"""How strange a frame is: how far from anything that has a name, and from where on it counts as unknown.
 
-Mahalanobis' distance of the unit-norm features from the nearest class mean, under the covariance that the classes
-share (Lee et al. 2018; unit norm: Mueller & Hein 2025). EXPERIMENTS.md has what it was chosen over.
+One minus the mean cosine to the three nearest of a bank of named features (deep nearest neighbours, Sun et al.
+2022). EXPERIMENTS.md has what it was chosen over.
 """
 
 import math
@@ -12,73 +12,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_SHRINKAGE = 0.1
-"""Share of the covariance that is the same in all directions: few frames do not tell it in each."""
-_MAX_RANK = 128
+from services.core.errors import RegistryError
+
+_NUM_NEIGHBOURS = 3
+_MOST_OF_CLASS = 64
 _MIN_FRAMES = 20
 _MIN_OF_CLASS = 5
 
 
 class UnknownScore(nn.Module):
-    """(B, D) features of any norm -> (B,) float32, larger for what is stranger; about 1 for what is known.
+    """(B, D) features of any norm -> (B,) float32 in [0, 2], larger for what is stranger.
 
-    means: (C, D), of the classes that have names. directions: (r, D), rest: (): the inverse covariance is
-    rest * (I - directions' directions), so that its size does not grow with D squared.
+    bank: (M, D) float32, unit L2 norm: named features, at most 64 of each class, so that the graph stays small.
     """
 
-    means: Tensor
-    directions: Tensor
-    rest: Tensor
+    bank: Tensor
 
-    def __init__(self, num_classes: int, feature_dim: int, rank: int) -> None:
+    def __init__(self, num_vectors: int, feature_dim: int) -> None:
         super().__init__()
-        self.register_buffer("means", torch.zeros(num_classes, feature_dim))
-        self.register_buffer("directions", torch.zeros(rank, feature_dim))
-        self.register_buffer("rest", torch.ones(()))
+        self.register_buffer("bank", torch.zeros(num_vectors, feature_dim))
+        self._num_neighbours = min(_NUM_NEIGHBOURS, num_vectors)
 
     def forward(self, features: Tensor) -> Tensor:
-        apart = F.normalize(features, dim=1)[:, None] - self.means  # (B, C, D)
-        along = apart @ self.directions.T  # (B, C, r)
-        squared = apart.square().sum(2) - along.square().sum(2)  # (B, C)
-        scores: Tensor = (squared * self.rest).amin(1) / self.means.shape[1]
+        similarity = F.normalize(features, dim=1) @ self.bank.T  # (B, M)
+        scores: Tensor = 1 - similarity.topk(self._num_neighbours, dim=1).values.mean(1)
         return scores
 
     def describe(self) -> dict[str, Any]:
         """What `build_unknown` needs."""
-        return {"score": "mahalanobis", "num_classes": len(self.means), "rank": len(self.directions)}
+        return {"score": "knn", "num_vectors": len(self.bank)}
 
 
 def build_unknown(description: dict[str, Any] | None, feature_dim: int) -> UnknownScore | None:
-    """The score that a manifest describes; None if its model has none."""
+    """The score that a manifest describes; None if its model has none. Raises RegistryError for another kind."""
     if description is None:
         return None
-    return UnknownScore(description["num_classes"], feature_dim, description["rank"])
+    if description["score"] != "knn":
+        raise RegistryError(
+            f"unknown score is {description['score']!r}",
+            remedy="upgrade Echosight, or roll back to another version",
+        )
+    return UnknownScore(description["num_vectors"], feature_dim)
 
 
 @torch.no_grad()
 def fit_unknown(features: Tensor, targets: Tensor) -> UnknownScore:
-    """From known frames. features: (N, D) float32; targets: (N,) int64."""
-    unit = F.normalize(features, dim=1)
-    present = torch.tensor(sorted(set(targets.tolist())))
-    means = torch.stack([unit[targets == i].mean(0) for i in present])
-    apart = unit - means[torch.searchsorted(present, targets)]
-    num, dim = apart.shape
-    level = float(apart.square().sum() / num / dim)  # mean variance of a direction
-    rest = max(_SHRINKAGE * level, 1e-8)
-    rank = min(num, dim, _MAX_RANK)
-    if min(num, dim) > 2 * _MAX_RANK:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # it draws its first guess
-            _, values, columns = torch.svd_lowrank(apart, q=rank)
-        directions = columns.T
-    else:
-        _, values, directions = torch.linalg.svd(apart, full_matrices=False)
-        values, directions = values[:rank], directions[:rank]
-    variance = (1 - _SHRINKAGE) * values.square() / num
-    unknown = UnknownScore(len(present), dim, len(directions))
-    unknown.means.copy_(means)
-    unknown.directions.copy_(directions * (variance / (variance + rest)).sqrt()[:, None])  # Woodbury
-    unknown.rest.fill_(1 / rest)
+    """From known frames, each class spread over its frames' order. features: (N, D) float32; targets: (N,) int64."""
+    rows = []
+    for i in sorted(set(targets.tolist())):
+        of_class = (targets == i).nonzero().flatten()
+        num = min(len(of_class), _MOST_OF_CLASS)
+        rows.append(of_class[torch.arange(num) * len(of_class) // num])
+    bank = F.normalize(features[torch.cat(rows)], dim=1)
+    unknown = UnknownScore(*bank.shape)
+    unknown.bank.copy_(bank)
     return unknown
 
 
@@ -110,7 +97,7 @@ def fit_open_set(
     if len(targets) < _MIN_FRAMES or len(set(folds.tolist())) < 2:
         return None
     known = _out_of_fold(features, targets, folds)
-    threshold = float(known.quantile(accepted_share))
+    threshold = max(float(known.quantile(accepted_share)), 1e-6)
     score = fit_unknown(features, targets)
     strangers = {
         name: auroc(*_without(i, features, targets, folds))
@@ -118,7 +105,7 @@ def fit_open_set(
         if _can_leave_out(i, targets)
     }
     metrics: dict[str, Any] = {
-        "score": "mahalanobis",
+        "score": "knn",
         "threshold": threshold,
         "accepted_share": accepted_share,
         "num_frames": len(targets),
