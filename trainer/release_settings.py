@@ -29,8 +29,8 @@ class ReleaseSettings(CoreSettings):
         default=0.3, gt=0, le=1, description="weight of a frame that the detector named; a person's word has 1"
     )
     head: Literal["auto", "linear", "mlp"] = Field(
-        default="auto",
-        description="linear, 128 hidden units, or what cross-validation over blocks of time prefers",
+        default="linear",
+        description="linear; mlp: 128 hidden units; auto: what cross-validation over blocks of time prefers",
     )
     max_head_frames: int = Field(default=2048, ge=16, description="most named frames that a head is trained on")
     known_share: float = Field(

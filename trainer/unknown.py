@@ -57,7 +57,7 @@ def build_unknown(description: dict[str, Any] | None, feature_dim: int) -> Unkno
 
 @torch.no_grad()
 def fit_unknown(features: Tensor, targets: Tensor) -> UnknownScore:
-    """From known frames, each class spread over its frames' order. features: (N, D) float32; targets: (N,) int64."""
+    """From known frames, spread over each class's. features: (N, D) float32; targets: (N,) int64."""
     rows = []
     for i in sorted(set(targets.tolist())):
         of_class = (targets == i).nonzero().flatten()

@@ -188,7 +188,7 @@ class TrainerWorker:
         if learner is None or learner.step_num < settings.min_publish_steps:
             return
         num_labels = self.feed.num_labels
-        if self._published == (learner.step_num, num_labels):
+        if self._published == (learner.step_num, num_labels) or not self._releases.has_names():
             return
         self.feed.save_profiles()
         learner.set_input(self.feed.clutter_table())

@@ -80,5 +80,4 @@ def settings(tmp_path: Path) -> TrainerSettings:
         encode_batch=16,
         shift_bins=1,
         held_out_share=0.0,
-        head="linear",
     )
