@@ -62,9 +62,9 @@ class Releases:
         self._versions: dict[int, Version] = {}
         self._newest: Version | None = None
 
-    def has_names(self) -> bool:
-        """Whether enough frames have a name for a version."""
-        return len(self._names.learnable()) >= self._settings.min_labels
+    def num_names(self) -> int:
+        """How many frames a head would be trained on."""
+        return len(self._names.learnable())
 
     def make(self, learner: Learner, *, losses: dict[str, float]) -> Release | None:
         """A version from the learner's average, judged and published; None if too few frames have a name."""

@@ -69,7 +69,7 @@ class TrainerWorker:
         self.learner: Learner | None = None
         self._losses: dict[str, float] = {}
         self._num_diverged = 0
-        self._published = (0, 0)  # step and labels of the last version
+        self._published = (0, 0)  # step, labels and names of the last version
         self._had_news = True
         self._misfits: set[str] = set()
         self._accuracy: float | None = None
@@ -187,8 +187,12 @@ class TrainerWorker:
         settings, learner = self.settings, self.learner
         if learner is None or learner.step_num < settings.min_publish_steps:
             return
-        num_labels = self.feed.num_labels
-        if self._published == (learner.step_num, num_labels) or not self._releases.has_names():
+        num_names = self._releases.num_names()
+        if num_names < settings.min_labels:
+            return
+        # A label on a frame that the detector had named changes one number only, one not yet encoded the other.
+        news = (learner.step_num, self.feed.num_labels + num_names)
+        if self._published == news:
             return
         self.feed.save_profiles()
         learner.set_input(self.feed.clutter_table())
@@ -196,7 +200,7 @@ class TrainerWorker:
         release = self._releases.make(self._to_release(learner), losses=losses)
         if release is None:
             return
-        self._published = (learner.step_num, num_labels)
+        self._published = news
         self._accuracy = release.metrics["probe"].get("accuracy")
         self._newest = {"version": release.version, "tested": release.metrics["probe"]["num_tested"]}
         gone = self.registry.prune(keep=settings.keep_versions)

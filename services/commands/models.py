@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -130,7 +130,7 @@ def compare(first: _Version, second: _Version, as_json: _Json = False) -> None:
     console.print(table, highlight=False)
 
 
-_NUMBERS = {
+_NUMBERS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "accuracy": lambda row: row["accuracy"],
     "balanced accuracy": lambda row: row["balanced_accuracy"],
     "calibration error": lambda row: row["calibration"].get("ece_after"),
