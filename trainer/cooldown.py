@@ -29,7 +29,7 @@ def cool_down(
     average is the better release.
     """
     deadline_s = now_s() + max_s
-    fork = copy.deepcopy(learner)
+    fork = _copy_of(learner)
     for done in range(num_steps):
         if is_stopping() or now_s() > deadline_s:
             return None
@@ -39,4 +39,17 @@ def cool_down(
         except DivergedError:
             return None
     fork.average.load_state_dict(fork.encoder.state_dict())
+    return fork
+
+
+def _copy_of(learner: Learner) -> Learner:
+    """The same state in a learner of its own, on this rank alone: others go on waiting for the one they know."""
+    fork = Learner(
+        learner.settings.model_copy(update={"precision": learner.precision.dtype}),
+        contract=learner.contract,
+        key_dim=learner.queue.keys.shape[1],
+        device=learner.device,
+    )
+    fork.restore(copy.deepcopy(learner.state()))
+    fork.preprocess = copy.deepcopy(learner.preprocess)
     return fork
