@@ -1,7 +1,8 @@
 """One exported model in onnxruntime: load it, warm it and see that it answers well, then predict.
 
 Inputs of the graph: heatmap (B, C, R, A) float32, raw; site (B,) int64, an index into the manifest's sites.
-Outputs: probabilities (B, classes) float32; embedding (B, D) float32.
+Outputs: probabilities (B, classes) float32; embedding (B, D) float32; and where the manifest has a threshold for
+it, unknown_score (B,) float32, larger for what is less like anything that the model knows.
 """
 
 import statistics
@@ -18,9 +19,11 @@ from services.core.errors import ExportError
 from services.core.registry import Manifest
 
 Probabilities = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float32]
 
 INPUTS = ("heatmap", "site")
 OUTPUTS = ("probabilities", "embedding")
+UNKNOWN_SCORE = "unknown_score"
 MAX_SUM_ERROR = 1e-3
 _WARM_CALLS = 5
 
@@ -39,7 +42,9 @@ class Classifier:
         """Median time of a call with one frame; known once it is warm."""
         self.outputs: dict[str, npt.NDArray[Any]] = {node.name: np.empty(0) for node in session.get_outputs()}
         """Every output of the graph, as it is for no frames: (0, ...), of its dtype; known once it is warm."""
+        self.unknown_threshold = manifest.unknown_threshold
         self._run = session.run
+        self._answers = ["probabilities"] if self.unknown_threshold is None else ["probabilities", UNKNOWN_SCORE]
         self._site_index = {site: index for index, site in enumerate(manifest.sites) if site}
         self._one_site = [np.array([index], dtype=np.int64) for index in range(max(1, len(manifest.sites)))]
 
@@ -55,7 +60,7 @@ class Classifier:
             raise ExportError(
                 f"{model} does not load: {_first_line(error)}", remedy="export the version again"
             ) from None
-        _check_names(session, model)
+        _check_names(session, model, has_unknown=manifest.unknown_threshold is not None)
         classifier = cls(session, manifest)
         classifier._warm()
         return classifier
@@ -72,9 +77,13 @@ class Classifier:
 
     def predict(self, heatmaps: npt.NDArray[np.float32], site_index: int) -> Probabilities:
         """Class probabilities. heatmaps: (B, C, R, A) float32, raw. returns: (B, classes) float32."""
+        return self.answer(heatmaps, site_index)[0]
+
+    def answer(self, heatmaps: npt.NDArray[np.float32], site_index: int) -> tuple[Probabilities, Scores | None]:
+        """Class probabilities, and unknown scores (B,) float32: None from a model without a threshold for them."""
         sites = self.sites(site_index, len(heatmaps))
-        answer: Probabilities = self._run(["probabilities"], {"heatmap": heatmaps, "site": sites})[0]
-        return answer
+        found = self._run(self._answers, {"heatmap": heatmaps, "site": sites})
+        return found[0], found[1] if len(found) > 1 else None
 
     def run(
         self, heatmaps: npt.NDArray[np.float32], sites: npt.NDArray[np.int64], outputs: Sequence[str]
@@ -105,17 +114,23 @@ class Classifier:
         num_frames = len(heatmaps)
         sites = np.full(num_frames, site_index, dtype=np.int64)
         try:
-            outputs: list[Any] = self._run(list(OUTPUTS), {"heatmap": heatmaps, "site": sites})
+            wanted_outputs = [*OUTPUTS, *self._answers[1:]]
+            outputs: list[Any] = self._run(wanted_outputs, {"heatmap": heatmaps, "site": sites})
         except Exception as error:  # as above
             raise self._bad(f"fails on {num_frames} frames: {_first_line(error)}") from None
-        probabilities, embedding = outputs
+        probabilities, embedding, *scores = outputs
         wanted = (num_frames, len(self.classes))
         if probabilities.shape != wanted or probabilities.dtype != np.float32:
             got = f"{probabilities.shape} {probabilities.dtype.name}"
             raise self._bad(f"probabilities are {got}, expected {wanted} float32")
         if embedding.ndim != 2 or len(embedding) != num_frames:
             raise self._bad(f"embedding is {embedding.shape}, expected ({num_frames}, D)")
-        if not (np.isfinite(probabilities).all() and np.isfinite(embedding).all()):
+        for score in scores:
+            if score.shape != (num_frames,) or score.dtype != np.float32:
+                raise self._bad(
+                    f"{UNKNOWN_SCORE} is {score.shape} {score.dtype.name}, expected ({num_frames},) float32"
+                )
+        if not all(np.isfinite(output).all() for output in outputs):
             raise self._bad("answers NaN or infinity to a finite heatmap")
         sums = probabilities.sum(axis=1)
         if np.abs(sums - 1.0).max() > MAX_SUM_ERROR or probabilities.min() < 0.0:
@@ -135,13 +150,14 @@ def _session_options() -> ort.SessionOptions:
     return options
 
 
-def _check_names(session: ort.InferenceSession, model: Path) -> None:
+def _check_names(session: ort.InferenceSession, model: Path, *, has_unknown: bool) -> None:
     inputs = {node.name for node in session.get_inputs()}
     outputs = {node.name for node in session.get_outputs()}
-    if inputs != set(INPUTS) or not outputs.issuperset(OUTPUTS):
+    wanted = (*OUTPUTS, UNKNOWN_SCORE) if has_unknown else OUTPUTS
+    if inputs != set(INPUTS) or not outputs.issuperset(wanted):
         raise ExportError(
             f"{model} takes {sorted(inputs)} and gives {sorted(outputs)}",
-            remedy=f"export it with inputs {', '.join(INPUTS)} and outputs {', '.join(OUTPUTS)}",
+            remedy=f"export it with inputs {', '.join(INPUTS)} and outputs {', '.join(wanted)}",
         )
 
 

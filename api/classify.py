@@ -62,13 +62,17 @@ def encode(model: Classifier, posted: Posted, answer: Answer) -> dict[str, objec
     """What is answered, without the timing."""
     classes = model.classes
     rows: list[list[float]] = answer.probabilities.tolist()
-    results = [
+    results: list[dict[str, object]] = [
         {
             "label": classes[row.index(max(row))],
             "probabilities": {name: round(value, 7) for name, value in zip(classes, row, strict=True)},
         }
         for row in rows
     ]
+    threshold = model.unknown_threshold
+    if threshold is not None and answer.unknown_scores is not None:
+        for result, score in zip(results, answer.unknown_scores.tolist(), strict=True):
+            result["unknown"] = {"score": score, "threshold": threshold, "is_unknown": score >= threshold}
     content: dict[str, object] = {"results": results} if posted.is_batch else dict(results[0])
     content["model"] = {"name": model.manifest.name, "version": model.version}
     content["site"] = {"name": posted.site, "known": model.site(posted.site)[1]}

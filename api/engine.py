@@ -9,15 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from api.bodies import Heatmaps
-from api.classifier import Classifier, Probabilities
+from api.classifier import Classifier, Probabilities, Scores
 
 
 class Answer(NamedTuple):
-    """probabilities: (B, classes) float32. queue_ns: waited for a thread; inference_ns: in the model."""
+    """probabilities: (B, classes) float32. queue_ns: waited for a thread; inference_ns: in the model.
+
+    unknown_scores: (B,) float32; None from a model without a threshold for them.
+    """
 
     probabilities: Probabilities
     queue_ns: int
     inference_ns: int
+    unknown_scores: Scores | None = None
 
 
 class Outputs(NamedTuple):
@@ -60,8 +64,8 @@ class Engine:
 
 def _predict(model: Classifier, heatmaps: Heatmaps, site_index: int, asked_ns: int) -> Answer:
     started_ns = time.perf_counter_ns()
-    probabilities = model.predict(heatmaps, site_index)
-    return Answer(probabilities, started_ns - asked_ns, time.perf_counter_ns() - started_ns)
+    probabilities, scores = model.answer(heatmaps, site_index)
+    return Answer(probabilities, started_ns - asked_ns, time.perf_counter_ns() - started_ns, scores)
 
 
 def _infer(

@@ -11,6 +11,16 @@ _ONE = {
     "label": {"type": "string"},
     "probabilities": {"type": "object", "additionalProperties": _NUMBER, "description": "by class; they sum to 1"},
 }
+_UNKNOWN = {
+    "type": "object",
+    "description": "whether the frame is like anything that the model was taught; from models that can tell",
+    "required": ["score", "threshold", "is_unknown"],
+    "properties": {
+        "score": _NUMBER | {"description": "larger: stranger"},
+        "threshold": _NUMBER,
+        "is_unknown": {"type": "boolean", "description": "score >= threshold: the label means little"},
+    },
+}
 _MODEL = {
     "type": "object",
     "required": ["name", "version"],
@@ -37,9 +47,15 @@ def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
+def _result(**properties: Any) -> dict[str, Any]:
+    """One frame's answer; only some models say whether it is unknown."""
+    required = _object(**_ONE, **properties)
+    return required | {"properties": required["properties"] | {"unknown": _UNKNOWN}}
+
+
 _CLASSIFICATION_SCHEMA = {
     "title": "Classification",
-    "oneOf": [_object(**_ONE, **_COMMON), _object(results={"type": "array", "items": _object(**_ONE)}, **_COMMON)],
+    "oneOf": [_result(**_COMMON), _object(results={"type": "array", "items": _result()}, **_COMMON)],
 }
 _EMBEDDING_SCHEMA = {
     "title": "Embedding",
@@ -56,12 +72,14 @@ _MAP_SCHEMA = {
 _EXAMPLE_ONE = {
     "label": "car",
     "probabilities": {"empty": 0.02, "pedestrian": 0.01, "cyclist": 0.03, "car": 0.94},
+    "unknown": {"score": 0.11, "threshold": 0.34, "is_unknown": False},
     "model": {"name": "radar", "version": 7},
     "site": {"name": "north", "known": True},
     "timing_ms": {"decode": 0.02, "queue": 0.0, "inference": 1.4, "total": 1.5},
 }
-_EXAMPLE_MANY = {"results": [{k: _EXAMPLE_ONE[k] for k in ("label", "probabilities")}]} | {
-    k: v for k, v in _EXAMPLE_ONE.items() if k not in ("label", "probabilities")
+_OF_FRAME = ("label", "probabilities", "unknown")
+_EXAMPLE_MANY = {"results": [{k: _EXAMPLE_ONE[k] for k in _OF_FRAME}]} | {
+    k: v for k, v in _EXAMPLE_ONE.items() if k not in _OF_FRAME
 }
 _EXAMPLE_EMBEDDING = {
     "embedding": [0.6, -0.8],

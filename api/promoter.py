@@ -12,7 +12,7 @@ from api.events import Events
 from api.exporter import ExportDelayedError, Exporter, ExportKilledError
 from api.metrics import Metrics
 from api.models import LiveModel
-from services.core.errors import EchosightError, ExportError
+from services.core.errors import EchosightError, ExportError, RegistryError
 from services.core.logs import logger
 from services.core.registry import MODEL_FILE, Registry
 
@@ -65,7 +65,7 @@ class Promoter:
         aliases = await asyncio.to_thread(self._registry.aliases)
         champion, candidate = aliases.get("champion"), aliases.get("candidate")
         if champion is None and candidate is None:
-            self._live.waiting_for = f"the trainer to publish a first version of {self._registry.name}"
+            self._live.waiting_for = await asyncio.to_thread(self._first_version)
         if champion is not None and self._live.version not in (champion, self._unpromoted):
             await self._follow(champion, aliases.get("previous"))
         if (
@@ -211,11 +211,27 @@ class Promoter:
         return await asyncio.to_thread(look)
 
     def _is_new(self, version: int) -> bool:
-        """Never refused, and never champion before: a version that somebody rolled back stays down."""
-        return self._is_there(version) and not any(
-            version in (row["moved"].get("refused"), row["moved"].get("champion"))
-            for row in self._registry.history()
-        )
+        """Never refused, never champion before, and let through by the trainer's gate.
+
+        A version that somebody rolled back stays down, and one that is held waits for a person to promote it.
+        """
+        if not self._is_there(version):
+            return False
+        moves = [row["moved"] for row in self._registry.history()]
+        if any(version in (moved.get("refused"), moved.get("champion")) for moved in moves):
+            return False
+        try:
+            return self._registry.manifest(version).verdict == "promote"
+        except RegistryError:
+            return True  # whoever exports it says what is wrong with it
+
+    def _first_version(self) -> str:
+        """What the server waits for while nothing may be served."""
+        held = self._registry.held()
+        if held:
+            version = max(held)
+            return f"somebody to promote version {version}, which is held: {held[version]}"
+        return f"the trainer to publish a first version of {self._registry.name}"
 
     def _may_export(self, version: int) -> bool:
         return self._is_there(version) and version not in self._registry.refused()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from services.commands import dead, store
+from services.commands import dead, models, store
 from services.commands.classify import classify
 from services.commands.output import console, fail, read_settings
 from services.commands.status import status
@@ -88,6 +88,7 @@ def up(
 app.command()(status)
 app.command()(classify)
 app.add_typer(dead.app, name="dead")
+app.add_typer(models.app, name="models")
 app.add_typer(store.app, name="store")
 
 

@@ -17,12 +17,11 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 import typer
-from safetensors.torch import load_file
 
-from services.core.errors import EchosightError, ExportError, RegistryError, StoreError
-from services.core.registry import CHECKPOINT_FILE, Manifest, Parity, Registry
+from services.core.errors import EchosightError, ExportError, StoreError
+from services.core.registry import Manifest, Parity, Registry
 from services.core.store import StoreReader
-from trainer.radar import LinearHead, Preprocess, RadarClassifier, build_encoder
+from trainer.classifier import RadarClassifier, load_classifier
 
 BATCH_SIZES = (1, 8)
 MAX_PROBABILITY_ERROR = 1e-3
@@ -68,11 +67,17 @@ def export(registry: Registry, version: int, *, store_dir: Path) -> Parity:
             raise ExportError(
                 f"torch cannot write this network as ONNX: {reason}", remedy="use a supported encoder"
             ) from error
-        parity = compare(classifier, path, heatmap, site)
-        if parity.max_abs_probability_error > parity.max_allowed or parity.num_label_changes:
+        parity = compare(classifier, path, heatmap, site, unknown_threshold=manifest.unknown_threshold)
+        errors = (
+            parity.max_abs_probability_error,
+            parity.max_abs_embedding_error or 0.0,
+            parity.max_rel_unknown_error or 0.0,
+        )
+        if not max(errors) <= parity.max_allowed or parity.num_label_changes:
             raise ExportError(
-                f"ONNX and torch differ by {parity.max_abs_probability_error:.2e} in probability"
-                f" and {parity.num_label_changes} labels on {parity.num_frames} stored frames",
+                f"ONNX and torch differ by {errors[0]:.2e} in probability, {errors[1]:.2e} in the embedding,"
+                f" {errors[2]:.2e} in the unknown score and {parity.num_label_changes} labels"
+                f" on {parity.num_frames} stored frames",
                 remedy=f"allowed are {parity.max_allowed:.0e} and 0; this version is not served",
             )
         registry.attach_model(version, path, parity)
@@ -86,7 +91,7 @@ def to_onnx(classifier: RadarClassifier, path: Path, *, shape: tuple[int, ...]) 
     graph is compared with torch before anybody is served by it.
     """
     example = (torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64))
-    inputs, outputs = ["heatmap", "site"], ["probabilities", "embedding"]
+    inputs, outputs = ["heatmap", "site"], list(classifier.output_names)
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -102,50 +107,38 @@ def to_onnx(classifier: RadarClassifier, path: Path, *, shape: tuple[int, ...]) 
         )
 
 
-def load_classifier(directory: Path, manifest: Manifest) -> RadarClassifier:
-    """A published version as a torch module on the CPU. Raises RegistryError if its file is damaged, OSError."""
-    shape = (manifest.input.shape[0], manifest.input.shape[1], manifest.input.shape[2])
-    classifier = RadarClassifier(
-        Preprocess(len(manifest.sites) - 1, shape),
-        build_encoder(manifest.architecture, shape),
-        LinearHead(manifest.architecture["feature_dim"], len(manifest.classes)),
-    )
-    try:
-        classifier.load_state_dict(load_file(directory / CHECKPOINT_FILE))
-    except FileNotFoundError as error:
-        raise _damaged(directory, error) from None
-    except (OSError, MemoryError):  # says nothing about the file
-        raise
-    except Exception as error:  # safetensors has its own error types, and so has a shape that does not fit
-        raise _damaged(directory, error) from None
-    return classifier.eval()
-
-
-def _damaged(directory: Path, error: Exception) -> RegistryError:
-    return RegistryError(
-        f"cannot load {directory / CHECKPOINT_FILE}: {error}", remedy="publish again; this version is damaged"
-    )
-
-
-def compare(classifier: RadarClassifier, path: Path, heatmap: Array, site: npt.NDArray[np.int64]) -> Parity:
-    """Torch against onnxruntime on the same frames, one by one and eight at once."""
+def compare(
+    classifier: RadarClassifier,
+    path: Path,
+    heatmap: Array,
+    site: npt.NDArray[np.int64],
+    *,
+    unknown_threshold: float | None,
+) -> Parity:
+    """Torch against onnxruntime on the same frames, one by one and eight at once, every output."""
+    names = classifier.output_names
     with torch.no_grad():
-        expected = classifier(torch.from_numpy(heatmap), torch.from_numpy(site))[0].numpy()
+        answer = classifier(torch.from_numpy(heatmap), torch.from_numpy(site))
+    expected = {name: output.numpy() for name, output in zip(names, answer, strict=True)}
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    worst, num_changes = 0.0, 0
+    worst, num_changes = dict.fromkeys(names, 0.0), 0
     for size in BATCH_SIZES:
         for start in range(0, len(heatmap), size):
             part = slice(start, start + size)
-            [got] = session.run(["probabilities"], {"heatmap": heatmap[part], "site": site[part]})
-            difference = np.abs(got - expected[part])
-            worst = max(worst, float(difference.max()) if np.isfinite(difference).all() else float("inf"))
-            num_changes += int((got.argmax(1) != expected[part].argmax(1)).sum())
+            found = session.run(list(names), {"heatmap": heatmap[part], "site": site[part]})
+            for name, got in zip(names, found, strict=True):
+                difference = np.abs(got - expected[name][part])
+                is_number = bool(np.isfinite(difference).all())
+                worst[name] = max(worst[name], float(difference.max()) if is_number else float("inf"))
+            num_changes += int((found[0].argmax(1) != expected["probabilities"][part].argmax(1)).sum())
     return Parity(
         num_frames=len(heatmap),
         batch_sizes=BATCH_SIZES,
-        max_abs_probability_error=worst,
+        max_abs_probability_error=worst["probabilities"],
         max_allowed=MAX_PROBABILITY_ERROR,
         num_label_changes=num_changes,
+        max_abs_embedding_error=worst["embedding"],
+        max_rel_unknown_error=None if unknown_threshold is None else worst["unknown_score"] / unknown_threshold,
     )
 
 

@@ -71,6 +71,7 @@ class Learner:
         self.optimizer = self._make_optimizer()
         self.step_num = 0
         self.num_learnt = 0  # pairs, each as often as it was in a batch
+        self.rate_factor = 1.0  # of the learning rate; a cool-down lowers it in a copy
 
     def step(self, batch: Batch) -> Contrast:
         """One optimizer step on this rank's part of a batch. Raises DivergedError before the weights are touched.
@@ -79,7 +80,7 @@ class Learner:
         """
         torch.manual_seed((self.settings.seed << 40) ^ (self.step_num << 8) ^ self.ranks.rank)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * self._schedule()
+            group["lr"] = self.settings.learning_rate * self._schedule() * self.rate_factor
         self.encoder.train()
         x = self.preprocess(batch.heatmap.to(self.device), batch.site.to(self.device))  # (B, C, R, A)
         x = self._augment(x, batch.mirrored)

@@ -1,4 +1,4 @@
-"""The radar side: preprocessing, encoders, and the classifier that is exported.
+"""The radar side: preprocessing and encoders.
 
 All of it goes into the ONNX graph: what is posted is the raw heatmap, and the index of its site.
 """
@@ -139,37 +139,3 @@ def feature_dim_of(encoder: nn.Module) -> int:
 def default_architecture(encoder: str) -> dict[str, Any]:
     """What a manifest says of a new encoder, besides its `feature_dim`; enough to build it again."""
     return {"encoder": encoder} | ({"width": 32, "feature_dim": 128} if encoder == "small" else {})
-
-
-class LinearHead(nn.Module):
-    """Standardised features to class logits: (B, feature_dim) -> (B, num_classes)."""
-
-    mean: Tensor
-    inverse_std: Tensor
-
-    def __init__(self, feature_dim: int, num_classes: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(feature_dim))
-        self.register_buffer("inverse_std", torch.ones(feature_dim))
-        self.linear = nn.Linear(feature_dim, num_classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.linear((features - self.mean) * self.inverse_std)
-        return logits
-
-
-class RadarClassifier(nn.Module):
-    """What is served: raw heatmap (B, C, R, A) float32 and site (B,) int64 to probabilities and an embedding.
-
-    probabilities: (B, num_classes) float32, rows sum to 1. embedding: (B, feature_dim) float32, unit L2 norm.
-    """
-
-    def __init__(self, preprocess: Preprocess, encoder: nn.Module, head: LinearHead) -> None:
-        super().__init__()
-        self.preprocess = preprocess
-        self.encoder = encoder
-        self.head = head
-
-    def forward(self, heatmap: Tensor, site: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.encoder(self.preprocess(heatmap, site))
-        return self.head(features).softmax(1), F.normalize(features, dim=1)

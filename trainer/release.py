@@ -1,104 +1,253 @@
-"""A release: head trained on the labels, everything that serving needs, into the registry."""
+"""A release: a calibrated head on the names there are, with a sense for strangers; judged, and published.
+
+Everything is computed from features, once for each encoder; see docs/releases.md for the rules in words.
+"""
 
 import copy
 import hashlib
 import time
-from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from services.core.frames import CLASSES, Label
-from services.core.registry import CHECKPOINT_FILE, Manifest, Registry
-from services.core.store import StoredPair
+from services.core.errors import EchosightError
+from services.core.frames import CLASSES
+from services.core.logs import Log
+from services.core.registry import Manifest, Registry
+from trainer import names as naming
+from trainer.calibration import calibrate
+from trainer.classifier import RadarClassifier, load_classifier, save_classifier
+from trainer.features import Features
 from trainer.feed import Feed
+from trainer.gate import Judgement
 from trainer.head import HeadFit, fit_head
 from trainer.learner import Learner
-from trainer.radar import LinearHead, RadarClassifier
+from trainer.names import Named, Names
+from trainer.settings import TrainerSettings
+from trainer.trial import MIN_TESTED, Trial, Version
+from trainer.unknown import fit_open_set
 
-_BLOCK_NS = 10_000_000_000
-_FEATURE_BATCH = 128
-_MAX_LABELS = 4096
+_NUM_NOISE_FRAMES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
     version: int
     metrics: dict[str, Any]
+    judgement: Judgement
 
 
-def publish_release(
-    registry: Registry, learner: Learner, feed: Feed, *, losses: dict[str, float]
-) -> Release | None:
-    """Train a head on the labelled pairs and publish; None if there are no labels to train on."""
-    labelled = feed.labelled()
-    labelled = labelled[:: 1 + len(labelled) // _MAX_LABELS]  # evenly over sites and times
-    if not labelled:
-        return None
-    fit = train_head(learner, feed, labelled)
-    metrics: dict[str, Any] = {"probe": fit.metrics, "contrast": losses}
+class Releases:
+    """Makes the versions of one model; remembers the features of the champion and of the newest."""
 
-    def describe(version: int) -> Manifest:
-        return Manifest(
-            name=registry.name,
-            version=version,
-            created_at_s=round(time.time(), 3),
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        *,
+        registry: Registry,
+        feed: Feed,
+        log: Log,
+        now_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._feed = feed
+        self._log = log
+        self._now_s = now_s
+        self._names = Names(settings, feed)
+        self._trial = Trial(settings, feed, self._names)
+        self._versions: dict[int, Version] = {}
+        self._newest: Version | None = None
+
+    def num_names(self) -> int:
+        """How many frames a head would be trained on."""
+        return len(self._names.learnable())
+
+    def make(self, learner: Learner, *, losses: dict[str, float]) -> Release | None:
+        """A version from the learner's average, judged and published; None if too few frames have a name."""
+        began_s = self._now_s()
+        named = self._names.learnable()
+        if len(named) < self._settings.min_labels:
+            return None
+        version = self._encoder_of(learner)
+        x, at = version.features.of([name.pair for name in named])
+        named = [named[i] for i in at]
+        if len(named) < self._settings.min_labels:
+            return None
+        encoded_s = self._now_s()
+        version.classifier, metrics, threshold, fit = self._classifier(version.features, x, named)
+        metrics["contrast"] = losses
+        fitted_s = self._now_s()
+        number = self._champion()
+        theirs, why = self._known(number, device=learner.device)
+        if theirs is None or number is None:
+            judgement = self._trial.first(version, named, fit, why=why)
+        else:
+            judgement = self._trial.against(theirs, number, ours=version, named=named, fit=fit)
+        metrics["gate"] = judgement.metrics
+        metrics["took_s"] = {
+            "features": round(encoded_s - began_s, 3),
+            "head": round(fitted_s - encoded_s, 3),
+            "gate": round(self._now_s() - fitted_s, 3),
+        }
+        published = self._publish(learner, version, metrics, threshold, named)
+        self._versions = {n: known for n, known in self._versions.items() if n == number} | {published: version}
+        return Release(published, metrics, judgement)
+
+    def _encoder_of(self, learner: Learner) -> Version:
+        """The learner's average as it is now, frozen; the newest version's if nothing has changed since."""
+        sites = ("", *self._feed.sites)
+        newest = self._newest
+        if (
+            newest is not None
+            and (newest.step_num, newest.sites) == (learner.step_num, sites)
+            and torch.equal(newest.features.preprocess.clutter, learner.preprocess.clutter)
+        ):
+            features = newest.features
+        else:
+            features = Features(
+                copy.deepcopy(learner.preprocess),
+                copy.deepcopy(learner.average),
+                sites=sites,
+                shape=learner.contract.shape,
+            )
+        self._newest = Version(features, sites, step_num=learner.step_num)
+        return self._newest
+
+    def _classifier(
+        self, features: Features, x: Tensor, named: Sequence[Named]
+    ) -> tuple[RadarClassifier, dict[str, Any], float | None, HeadFit]:
+        """Head, temperature and unknown score; what was measured of them; the score's threshold."""
+        targets = torch.tensor([name.target for name in named])
+        by_people = torch.tensor([name.is_human for name in named])
+        fit = fit_head(
+            x,
+            targets,
+            blocks=[name.block for name in named],
             classes=CLASSES,
-            input=learner.contract,
-            sites=("", *feed.sites),
-            architecture=learner.architecture,
-            preprocessing={
-                "scale": float(learner.preprocess.scale),
-                "clutter_versions": {site: feed.profiles[site].version for site in feed.sites},
-                "subtracts_clutter": learner.settings.subtract_clutter,
-            },
-            metrics=metrics,
-            lineage=_lineage(learner, feed, labelled),
+            kind=self._settings.head,
+            weights=torch.tensor([name.weight for name in named]),
+            is_judged=by_people if by_people.any() else None,
         )
+        tested = fit.is_tested & by_people
+        if int(tested.sum()) < MIN_TESTED:
+            tested = fit.is_tested
+        calibration = calibrate(fit.logits[tested], targets[tested], fit.folds[tested])
+        open_set = fit_open_set(
+            x,
+            targets,
+            fit.folds,
+            classes=CLASSES,
+            accepted_share=self._settings.known_share,
+            noise=_noise(features),
+        )
+        score = None if open_set is None else open_set.score
+        classifier = RadarClassifier(features.preprocess, features.encoder, fit.head, score).eval()
+        classifier.temperature.fill_(calibration.temperature)
+        metrics: dict[str, Any] = {
+            "probe": fit.metrics | {"judged_on": "people" if by_people.any() else "detector"},
+            "names": naming.describe(named),
+            "calibration": calibration.metrics,
+        }
+        if open_set is None:
+            return classifier, metrics, None, fit
+        return classifier, metrics | {"unknown": open_set.metrics}, open_set.threshold, fit
 
-    tensors = classifier_of(learner, fit.head).state_dict()
-    version = registry.publish(describe, lambda directory: save_file(_own(tensors), directory / CHECKPOINT_FILE))
-    return Release(version, metrics)
+    # -- the champion
+
+    def _champion(self) -> int | None:
+        """What a new version has to beat: what is served, or is about to be."""
+        aliases = self._registry.aliases()
+        return aliases.get("champion", aliases.get("candidate"))
+
+    def _known(self, number: int | None, *, device: torch.device) -> tuple[Version | None, str]:
+        """A version to compare with, or why there is none, in words."""
+        if number is None:
+            return None, "first version"
+        try:
+            manifest = self._registry.manifest(number)
+            contract = self._feed.contract
+            assert contract is not None
+            if manifest.input != contract:
+                shape, unit = manifest.input.shape, manifest.input.unit
+                return None, f"version {number} takes {shape} {unit}, not {contract.shape} {contract.unit}"
+            if manifest.classes != CLASSES:
+                return None, f"version {number} knows other classes: {', '.join(manifest.classes)}"
+            if number not in self._versions:
+                classifier = load_classifier(self._registry.path(number), manifest)
+                features = Features(
+                    classifier.preprocess.to(device),
+                    classifier.encoder.to(device),
+                    sites=manifest.sites,
+                    shape=contract.shape,
+                )
+                self._versions[number] = Version(features, manifest.sites, classifier)
+            return self._versions[number], ""
+        except (EchosightError, OSError) as error:
+            self._log.warning("champion_cannot_be_compared", version=number, reason=str(error)[:200])
+            return None, f"version {number} cannot be loaded"
+
+    # -- into the registry
+
+    def _publish(
+        self,
+        learner: Learner,
+        version: Version,
+        metrics: dict[str, Any],
+        threshold: float | None,
+        named: Sequence[Named],
+    ) -> int:
+        classifier = version.classifier
+        assert classifier is not None
+        feed = self._feed
+
+        def describe(number: int) -> Manifest:
+            return Manifest(
+                name=self._registry.name,
+                version=number,
+                created_at_s=round(time.time(), 3),
+                classes=CLASSES,
+                input=learner.contract,
+                sites=version.sites,
+                architecture=learner.architecture | classifier.describe(),
+                preprocessing={
+                    "scale": float(learner.preprocess.scale),
+                    "clutter_versions": {site: feed.profiles[site].version for site in feed.sites},
+                    "subtracts_clutter": learner.settings.subtract_clutter,
+                },
+                metrics=metrics,
+                lineage=_lineage(learner, feed, named),
+                unknown_threshold=threshold,
+            )
+
+        return self._registry.publish(describe, lambda directory: save_classifier(classifier, directory))
 
 
-def train_head(learner: Learner, feed: Feed, labelled: list[tuple[StoredPair, Label]]) -> HeadFit:
-    """Features of the labelled pairs by the averaged encoder, and a head on them."""
-    features, targets, blocks = [], [], []
-    for start in range(0, len(labelled), _FEATURE_BATCH):
-        heatmaps, sites = [], []
-        for pair, label in labelled[start : start + _FEATURE_BATCH]:
-            radar = pair.radar()
-            if radar is None:
-                continue
-            heatmaps.append(torch.from_numpy(radar.heatmap.astype("float32")).reshape(learner.contract.shape))
-            sites.append(feed.sites.index(pair.site) + 1)
-            targets.append(CLASSES.index(label.label))
-            blocks.append((pair.site, pair.id.captured_at_ns // _BLOCK_NS))
-        if heatmaps:
-            features.append(learner.features(torch.stack(heatmaps), torch.tensor(sites)))
-    return fit_head(torch.cat(features), torch.tensor(targets), blocks=blocks, classes=CLASSES)
+@torch.no_grad()
+def _noise(features: Features) -> Tensor:
+    """(M, D): features of heatmaps that show nothing, at the level and spread of the mean clutter map."""
+    clutter = features.preprocess.clutter[0].cpu()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(_NUM_NOISE_FRAMES, *clutter.shape, generator=generator)
+    spread = (clutter.var() + features.preprocess.scale.cpu() ** 2).sqrt()
+    site = torch.zeros(_NUM_NOISE_FRAMES, dtype=torch.int64)
+    return features.encode(clutter.mean() + spread * noise, site)
 
 
-def classifier_of(learner: Learner, head: LinearHead) -> RadarClassifier:
-    return copy.deepcopy(RadarClassifier(learner.preprocess, learner.average, head)).cpu().eval()
-
-
-def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def _lineage(learner: Learner, feed: Feed, labelled: list[tuple[StoredPair, Label]]) -> dict[str, Any]:
+def _lineage(learner: Learner, feed: Feed, named: Sequence[Named]) -> dict[str, Any]:
     config = learner.settings.model_dump(mode="json", exclude={"redis_url", "data_dir"})
     newest = max((pair.id.captured_at_ns for pair in feed.reader), default=0)
+    counts = naming.describe(named)
     return {
         "step": learner.step_num,
         "num_pairs": len(feed),
         "newest_captured_at_ns": newest,
-        "num_labels": len(labelled),
-        "label_sources": dict(Counter(label.source for _, label in labelled)),
+        "num_labels": counts["people"],
+        "num_pseudo_labels": counts["detector"],
+        "label_sources": counts["sources"],
         "configuration": config,
         "configuration_sha256": hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest(),
         "torch": torch.__version__,

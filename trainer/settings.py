@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from trainer.gauges_settings import GaugesSettings
+from trainer.release_settings import ReleaseSettings
 
 _PAPER: dict[str, Any] = {
     "vision_encoder": "vgg16",
@@ -33,7 +34,7 @@ _PAPER: dict[str, Any] = {
 }
 
 
-class TrainerSettings(GaugesSettings):
+class TrainerSettings(GaugesSettings, ReleaseSettings):
     """The recipe, when to publish, and where weights come from. `mode` sets what is not set one by one."""
 
     mode: Literal["edge", "paper"] = Field(
@@ -117,7 +118,7 @@ class TrainerSettings(GaugesSettings):
 
     publish_every_s: float = Field(default=60.0, gt=0, description="how often a new version may be published")
     min_publish_steps: int = Field(default=200, ge=1, description="steps before the first version")
-    min_labels: int = Field(default=8, ge=1, description="labelled pairs before the first version")
+    min_labels: int = Field(default=8, ge=1, description="named frames before the first version")
     keep_versions: int = Field(default=20, ge=2, description="versions kept in the registry")
     checkpoint_every_s: float = Field(default=30.0, gt=0, description="how often the state for a resume is saved")
     encode_batch: int = Field(default=16, ge=1, le=512, description="images encoded at once")

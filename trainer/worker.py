@@ -16,13 +16,14 @@ from services.core.registry import InputContract, Registry
 from services.core.streams import EventLog
 from trainer.checkpoints import Checkpoints
 from trainer.contrast import Contrast
+from trainer.cooldown import cool_down
 from trainer.distributed import LeadingLearner
 from trainer.feed import Feed
 from trainer.judge import Judge
 from trainer.learner import DivergedError, Learner
 from trainer.metrics import TrainerMetrics
 from trainer.ranks import ALONE, Ranks
-from trainer.release import publish_release
+from trainer.release import Releases
 from trainer.settings import TrainerSettings
 from trainer.vision import VisionEncoder
 
@@ -62,12 +63,13 @@ class TrainerWorker:
         self.judge = Judge(settings, self.feed, log=log, emit=self._emit)
         self.metrics = TrainerMetrics(self.counters, lambda: self.judge.readings)
         self.registry = Registry(settings.registry_dir, settings.model_name)
+        self._releases = Releases(settings, registry=self.registry, feed=self.feed, log=log)
         self._checkpoints = Checkpoints(settings.data_dir, name=settings.model_name, log=log)
         self._rng = np.random.default_rng(settings.seed)
         self.learner: Learner | None = None
         self._losses: dict[str, float] = {}
         self._num_diverged = 0
-        self._published = (0, 0)  # step and labels of the last version
+        self._published = (0, 0)  # step, labels and names of the last version
         self._had_news = True
         self._misfits: set[str] = set()
         self._accuracy: float | None = None
@@ -181,27 +183,56 @@ class TrainerWorker:
             self.publish()
 
     def publish(self) -> None:
-        """A new version, if the encoder has learnt and the labels suffice."""
+        """A new version, if the encoder has learnt and enough frames have a name."""
         settings, learner = self.settings, self.learner
         if learner is None or learner.step_num < settings.min_publish_steps:
             return
-        num_labels = self.feed.num_labels
-        if num_labels < settings.min_labels or self._published == (learner.step_num, num_labels):
+        num_names = self._releases.num_names()
+        if num_names < settings.min_labels:
             return
-        self._published = (learner.step_num, num_labels)
+        # A label on a frame that the detector had named changes one number only, one not yet encoded the other.
+        news = (learner.step_num, self.feed.num_labels + num_names)
+        if self._published == news:
+            return
         self.feed.save_profiles()
         learner.set_input(self.feed.clutter_table())
         losses = {name: round(value, 4) for name, value in self._losses.items()}
-        release = publish_release(self.registry, learner, self.feed, losses=losses)
+        release = self._releases.make(self._to_release(learner), losses=losses)
         if release is None:
             return
+        self._published = news
         self._accuracy = release.metrics["probe"].get("accuracy")
         self._newest = {"version": release.version, "tested": release.metrics["probe"]["num_tested"]}
         gone = self.registry.prune(keep=settings.keep_versions)
         self._log.info(
-            "published", version=release.version, step=learner.step_num, accuracy=self._accuracy, pruned=gone
+            "published",
+            version=release.version,
+            step=learner.step_num,
+            accuracy=self._accuracy,
+            verdict=release.judgement.verdict,
+            why=release.judgement.why,
+            pruned=gone,
         )
         self._emit("published", version=release.version, metrics=release.metrics)
+
+    def _to_release(self, learner: Learner) -> Learner:
+        """The learner, whose average is released; or a cooled copy of it, if asked for and done in time."""
+        settings = self.settings
+        if settings.release_from != "cooldown":
+            return learner
+        rng = np.random.default_rng(learner.step_num)  # the sampler's own draws stay those of a resume
+        fork = cool_down(
+            learner,
+            lambda: self.feed.batch(
+                settings.batch_size, fresh_share=settings.fresh_share, fresh_pairs=settings.fresh_pairs, rng=rng
+            ),
+            num_steps=settings.cooldown_steps,
+            max_s=settings.cooldown_max_s,
+            is_stopping=lambda: self._is_stopping,
+        )
+        if fork is None:
+            self._log.warning("cooldown_given_up", step=learner.step_num, max_s=settings.cooldown_max_s)
+        return fork or learner
 
     def _save(self) -> None:
         self._saved_s = time.monotonic()

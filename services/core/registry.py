@@ -28,6 +28,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 Alias = Literal["champion", "candidate", "previous"]
+Verdict = Literal["promote", "hold", "refuse"]
 _ALIASES = TypeAdapter(dict[str, int])
 
 
@@ -53,6 +54,9 @@ class Parity(BaseModel):
     max_abs_probability_error: float
     max_allowed: float
     num_label_changes: int
+    max_abs_embedding_error: float | None = None
+    max_rel_unknown_error: float | None = None
+    """Of the unknown score, relative to its threshold. None: not compared, or no such output."""
 
 
 class Manifest(BaseModel):
@@ -73,6 +77,18 @@ class Manifest(BaseModel):
     metrics: dict[str, Any]
     lineage: dict[str, Any]
     parity: Parity | None = None
+    unknown_threshold: float | None = None
+    """From this value of the graph's output `unknown_score` on, a frame is a stranger. None: no such output."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the trainer's gate said; a version from before there was a gate may be promoted."""
+        found: Verdict = self.metrics.get("gate", {}).get("verdict", "promote")
+        return found
+
+    @property
+    def verdict_why(self) -> str:
+        return str(self.metrics.get("gate", {}).get("why", "published"))
 
 
 class Registry:
@@ -112,9 +128,10 @@ class Registry:
             ) from None
 
     def publish(self, describe: Callable[[int], Manifest], fill: Callable[[Path], None]) -> int:
-        """Add a version and return its number; it becomes the candidate.
+        """Add a version and return its number; it becomes the candidate if its gate says "promote".
 
         fill: writes the version's files into a directory aside. describe: its manifest, given the number.
+        A version that is held or refused is noted as such and leaves the candidate alone.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
         with self._locked():
@@ -123,11 +140,18 @@ class Registry:
             shutil.rmtree(aside, ignore_errors=True)  # of a trainer that was killed here
             aside.mkdir()
             fill(aside)
-            (aside / MANIFEST_FILE).write_bytes(_json(describe(version)))
+            manifest = describe(version)
+            (aside / MANIFEST_FILE).write_bytes(_json(manifest))
             sync_tree(aside)
             aside.rename(self.dir / str(version))
             sync_directory(self.dir)
-            self._move({"candidate": version}, by="trainer", why="published")
+            match manifest.verdict:
+                case "promote":
+                    self._move({"candidate": version}, by="trainer", why=manifest.verdict_why)
+                case "hold":
+                    self._note({"held": version}, by="trainer", why=manifest.verdict_why)
+                case "refuse":
+                    self._note({"refused": version}, by="trainer", why=manifest.verdict_why)
         return version
 
     def attach_model(self, version: int, model: Path, parity: Parity) -> None:
@@ -158,14 +182,37 @@ class Registry:
             moves = {"champion": version} | ({"previous": champion} if champion is not None else {})
             self._move(moves, by=by, why=why)
 
+    def rollback(self, *, by: str, why: str) -> int:
+        """Make `previous` the champion again, and return it. Raises RegistryError if there is none."""
+        previous = self.aliases().get("previous")
+        if previous is None:
+            raise RegistryError(
+                f"model {self.name} has no previous version", remedy="promote one of its versions instead"
+            )
+        self.promote(previous, by=by, why=why)
+        return previous
+
     def refuse(self, version: int, *, by: str, why: str) -> None:
         """Write down that a version will not be served."""
         with self._locked():
             self._note({"refused": version}, by=by, why=why)
 
     def refused(self) -> dict[int, str]:
-        """Versions that were refused, with the reason."""
-        return {row["moved"]["refused"]: row["why"] for row in self.history() if "refused" in row["moved"]}
+        """Versions that were refused, with the reason; a promotion after that takes the refusal back."""
+        return self._said("refused")
+
+    def held(self) -> dict[int, str]:
+        """Versions that wait for a person, with the reason."""
+        return self._said("held")
+
+    def _said(self, what: str) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for row in self.history():
+            if what in row["moved"]:
+                found[row["moved"][what]] = row["why"]
+            elif "champion" in row["moved"]:
+                found.pop(row["moved"]["champion"], None)
+        return found
 
     def history(self) -> list[dict[str, Any]]:
         """Every move, oldest first."""

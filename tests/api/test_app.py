@@ -19,6 +19,7 @@ from api.problems import KINDS
 from tests.api.tiny import (
     CLASSES,
     SHAPE,
+    attach,
     heatmap,
     npy,
     probability_of,
@@ -26,6 +27,7 @@ from tests.api.tiny import (
     publish_champion,
     registry_of,
     serving,
+    tiny_model,
     until,
 )
 
@@ -47,6 +49,7 @@ async def test_one_frame_gets_label_probabilities_model_site_and_timing(client: 
     assert tuple(content["probabilities"]) == CLASSES
     assert content["probabilities"]["empty"] == pytest.approx(probability_of(1, site=1), abs=1e-6)
     assert content["label"] in CLASSES[1:]
+    assert "unknown" not in content
     assert content["model"] == {"name": "radar", "version": 1}
     assert content["site"] == {"name": "north", "known": True}
     assert set(content["timing_ms"]) == {"decode", "queue", "inference", "total"}
@@ -64,6 +67,19 @@ async def test_a_batch_gets_a_result_each(client: httpx.AsyncClient) -> None:
     assert len(by_npy.json()["results"]) == 3
     assert by_npy.json()["results"] == by_json.json()["results"]
     assert "label" not in by_npy.json()
+
+
+async def test_a_model_with_a_threshold_says_which_frames_are_strange_to_it(tmp_path: Path) -> None:
+    registry = registry_of(tmp_path)
+    version = publish(registry, unknown_threshold=5.0)
+    attach(registry, version, tiny_model(version, has_unknown=True))
+    frames = np.stack([np.full(SHAPE, value, np.float32) for value in (1.0, 7.0)])
+    async with serving(tmp_path) as (app, client):
+        await until(lambda: app.state.live.is_ready)
+        many = (await client.post("/v1/classify", content=npy(frames), headers=NPY)).json()["results"]
+        one = (await client.post("/v1/classify", content=npy(frames[1]), headers=NPY)).json()
+    assert many[0]["unknown"] == {"score": 1.0, "threshold": 5.0, "is_unknown": False}
+    assert many[1]["unknown"] == one["unknown"] == {"score": 7.0, "threshold": 5.0, "is_unknown": True}
 
 
 async def test_a_problem_names_value_remedy_and_place(client: httpx.AsyncClient) -> None:
@@ -151,7 +167,7 @@ async def test_a_failing_model_is_a_500_problem_that_keeps_its_secrets(tmp_path:
         def fail(*_: Any) -> None:
             raise RuntimeError("secret")
 
-        app.state.live.current.predict = fail
+        app.state.live.current.answer = fail
         answer = await client.post("/v1/classify", content=npy(heatmap()))
     assert (answer.status_code, answer.json()["detail"]) == (500, "RuntimeError while answering")
     assert "secret" not in answer.text

@@ -64,3 +64,20 @@ def test_a_model_of_another_shape_than_its_manifest_is_refused(registry: Registr
 def test_a_graph_with_other_names_is_refused(registry: Registry) -> None:
     with pytest.raises(ExportError, match=r"takes \['heatmap', 'xite'\]"):
         load(registry, tiny_model(1).replace(b"site", b"xite"))
+
+
+def test_unknown_scores_come_only_with_a_threshold_in_the_manifest(registry: Registry) -> None:
+    heatmaps = np.stack([np.full(SHAPE, value, np.float32) for value in (1.0, 7.0)])
+    for threshold, expected in ((5.0, [1.0, 7.0]), (None, None)):
+        version = publish(registry, unknown_threshold=threshold)
+        attach(registry, version, tiny_model(version, has_unknown=True))
+        classifier = Classifier.load(registry.path(version) / MODEL_FILE, registry.manifest(version))
+        scores = classifier.answer(heatmaps, 0)[1]
+        assert scores is None if expected is None else scores.tolist() == expected
+
+
+def test_a_graph_without_the_score_that_its_manifest_promises_is_refused(registry: Registry) -> None:
+    version = publish(registry, unknown_threshold=5.0)
+    attach(registry, version, tiny_model(version))
+    with pytest.raises(ExportError, match=r"gives .'embedding', 'probabilities'"):
+        Classifier.load(registry.path(version) / MODEL_FILE, registry.manifest(version))

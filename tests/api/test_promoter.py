@@ -77,6 +77,32 @@ async def test_a_bad_candidate_is_refused_and_the_live_model_stays(
     assert why in shown["versions"][0]["refused"]
 
 
+async def test_a_version_that_is_held_waits_until_a_person_promotes_it(
+    tmp_path: Path, registry: Registry, prepared: Path
+) -> None:
+    (prepared / "1.onnx").write_bytes(tiny_model(1))
+    publish(registry, verdict="hold")
+    async with serving(tmp_path) as (app, client):
+        await until(lambda: "promote version 1, which is held: +1.0 points" in app.state.live.waiting_for)
+        assert (await client.get("/readyz")).status_code == 503
+        registry.promote(1, by="operator", why="good enough to begin with")
+        await until(lambda: app.state.live.version == 1)
+
+
+async def test_a_candidate_that_the_gate_did_not_let_through_is_not_promoted(
+    tmp_path: Path, registry: Registry, prepared: Path
+) -> None:
+    publish_champion(registry)
+    version = publish(registry, verdict="hold")
+    (prepared / f"{version}.onnx").write_bytes(tiny_model(version))
+    registry._move({"candidate": version}, by="somebody", why="by hand")
+    async with serving(tmp_path) as (app, _):
+        await until(lambda: app.state.live.version == 1)
+        await asyncio.sleep(0.1)  # five more looks into the registry
+    assert registry.aliases()["champion"] == 1
+    assert not (registry.path(version) / MODEL_FILE).exists()
+
+
 async def test_a_first_candidate_that_is_refused_leaves_the_server_waiting(
     tmp_path: Path, registry: Registry, prepared: Path
 ) -> None:

@@ -35,8 +35,10 @@ def probability_of(version: int, *, site: int = 0) -> float:
     return version / 1000 + site / 100
 
 
-def tiny_model(version: int, *, scale: float = 1.0, num_classes: int = 4, is_nan: bool = False) -> bytes:
-    """A graph of the contract. scale, num_classes, is_nan: break it."""
+def tiny_model(
+    version: int, *, scale: float = 1.0, num_classes: int = 4, is_nan: bool = False, has_unknown: bool = False
+) -> bytes:
+    """A graph of the contract. scale, num_classes, is_nan: break it. has_unknown: its score is the map's mean."""
     first = [probability_of(version, site=site) for site in range(len(SITES))]
     rows = np.array([[p, *[(1 - p) / (num_classes - 1)] * (num_classes - 1)] for p in first], np.float32) * scale
     if is_nan:
@@ -49,6 +51,13 @@ def tiny_model(version: int, *, scale: float = 1.0, num_classes: int = 4, is_nan
         helper.make_node("Add", ["row", "nothing"], ["probabilities"]),
         helper.make_node("Identity", ["means"], ["embedding"]),
     ]
+    outputs = [
+        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", num_classes]),
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", SHAPE[0]]),
+    ]
+    if has_unknown:
+        nodes.append(helper.make_node("ReduceMean", ["heatmap"], ["unknown_score"], axes=[1, 2, 3], keepdims=0))
+        outputs.append(helper.make_tensor_value_info("unknown_score", TensorProto.FLOAT, ["batch"]))
     weights = [
         numpy_helper.from_array(rows, "rows"),
         numpy_helper.from_array(np.zeros(1, np.float32), "zero"),
@@ -61,18 +70,22 @@ def tiny_model(version: int, *, scale: float = 1.0, num_classes: int = 4, is_nan
             helper.make_tensor_value_info("heatmap", TensorProto.FLOAT, ["batch", *SHAPE]),
             helper.make_tensor_value_info("site", TensorProto.INT64, ["batch"]),
         ],
-        [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", num_classes]),
-            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", SHAPE[0]]),
-        ],
+        outputs,
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(onnx.ModelProto.SerializeToString(model))
 
 
-def publish(registry: Registry, *, shape: tuple[int, int, int] = SHAPE) -> int:
-    """A version as the trainer publishes it: a checkpoint, no model yet."""
+def publish(
+    registry: Registry,
+    *,
+    shape: tuple[int, int, int] = SHAPE,
+    unknown_threshold: float | None = None,
+    verdict: str = "promote",
+) -> int:
+    """A version as the trainer publishes it: a checkpoint, no model yet. verdict: what its gate said."""
+    gate = {"verdict": verdict, "why": "+1.0 points [-0.5, 2.5]"}
 
     def describe(version: int) -> Manifest:
         return Manifest(
@@ -84,8 +97,9 @@ def publish(registry: Registry, *, shape: tuple[int, int, int] = SHAPE) -> int:
             sites=SITES,
             architecture={},
             preprocessing={},
-            metrics={"probe_accuracy": 0.9},
+            metrics={"probe_accuracy": 0.9} | ({} if verdict == "promote" else {"gate": gate}),
             lineage={},
+            unknown_threshold=unknown_threshold,
         )
 
     return registry.publish(describe, lambda directory: _write(directory / CHECKPOINT_FILE, b"weights"))

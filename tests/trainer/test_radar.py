@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from trainer.radar import LinearHead, Preprocess, RadarClassifier, SmallEncoder
+from trainer.classifier import RadarClassifier
+from trainer.head_nets import LinearHead
+from trainer.radar import Preprocess, SmallEncoder
 
 
 @pytest.mark.parametrize("shape", [(2, 128, 64), (1, 576, 400), (1, 128, 128), (3, 16, 8)])

@@ -32,7 +32,7 @@ def published(settings, vision, store_dir) -> Registry:
 
 
 def test_publishes_encoder_and_head_with_metrics_and_lineage(published, settings) -> None:
-    version = published.aliases()["candidate"]
+    version = published.versions()[-1]  # the candidate may be one before, if the gate holds this one
     manifest = published.manifest(version)
     assert manifest.input.shape == SHAPE
     assert manifest.sites == ("", "north")
@@ -42,6 +42,10 @@ def test_publishes_encoder_and_head_with_metrics_and_lineage(published, settings
     assert manifest.lineage["num_pairs"] == 60
     assert manifest.lineage["configuration"]["queue_size"] == settings.queue_size
     assert manifest.parity is None
+    assert manifest.metrics["names"] == {"people": 40, "detector": 0, "sources": {"annotator": 40}}
+    assert manifest.metrics["calibration"]["num_frames"] == 40
+    assert manifest.unknown_threshold == manifest.metrics["unknown"]["threshold"] > 0
+    assert published.history()[-1]["why"] == manifest.metrics["gate"]["why"]
 
 
 def test_second_run_resumes_and_does_not_encode_again(published, settings, vision) -> None:
@@ -83,11 +87,14 @@ def test_export_equals_torch_on_stored_frames_and_is_attached(published, setting
     assert parity is not None
     assert parity.max_abs_probability_error < 1e-3
     assert parity.num_label_changes == 0
+    assert parity.max_abs_embedding_error < 1e-3
+    assert parity.max_rel_unknown_error < 1e-3
     session = onnxruntime.InferenceSession(str(published.path(version) / "model.onnx"))
     for size in (1, 3, 8):
         heatmap = np.random.default_rng(0).normal(20, 3, (size, *SHAPE)).astype(np.float32)
-        probabilities, _ = session.run(None, {"heatmap": heatmap, "site": np.zeros(size, np.int64)})
+        probabilities, _, scores = session.run(None, {"heatmap": heatmap, "site": np.zeros(size, np.int64)})
         np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+        assert scores.shape == (size,)
 
 
 def test_export_that_differs_from_torch_is_refused(published, settings, monkeypatch) -> None:

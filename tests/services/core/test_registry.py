@@ -200,3 +200,42 @@ def test_manifest_of_the_same_version_with_news_is_read(registry) -> None:
     path = registry.path(1) / MANIFEST_FILE
     path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"news": 1}))
     assert registry.manifest(1) == describe(1)
+
+
+@pytest.mark.parametrize("verdict", ["hold", "refuse"])
+def test_a_version_that_the_gate_stops_is_noted_and_does_not_become_the_candidate(registry, verdict: str) -> None:
+    registry.publish(describe, fill)
+    gate = {"gate": {"verdict": verdict, "why": "-4.0 points [-6.1, -2.0]"}}
+    version = registry.publish(lambda n: describe(n).model_copy(update={"metrics": gate}), fill)
+    assert registry.aliases() == {"candidate": 1}
+    said = registry.held() if verdict == "hold" else registry.refused()
+    assert said == {version: "-4.0 points [-6.1, -2.0]"}
+    registry.promote(version, by="operator", why="the labels were wrong")
+    assert registry.held() == registry.refused() == {}
+
+
+def test_a_refusal_after_a_promotion_stands(registry) -> None:
+    version = registry.publish(describe, fill)
+    registry.promote(version, by="operator", why="looks good")
+    registry.refuse(version, by="api", why="answers NaN")
+    assert registry.refused() == {version: "answers NaN"}
+
+
+def test_rollback_makes_the_version_before_the_champion_again(registry) -> None:
+    with pytest.raises(RegistryError, match="no previous"):
+        registry.rollback(by="operator", why="test")
+    for _ in range(2):
+        registry.promote(registry.publish(describe, fill), by="test", why="test")
+    assert registry.rollback(by="operator", why="2 sees cars in trees") == 1
+    assert registry.aliases() == {"candidate": 2, "champion": 1, "previous": 2}
+    assert registry.history()[-1]["why"] == "2 sees cars in trees"
+
+
+def test_a_manifest_from_before_the_gate_may_be_promoted_and_knows_no_stranger(registry) -> None:
+    registry.publish(describe, fill)
+    path = registry.path(1) / MANIFEST_FILE
+    row = orjson.loads(path.read_bytes())
+    del row["unknown_threshold"]
+    path.write_bytes(orjson.dumps(row))
+    manifest = registry.manifest(1)
+    assert (manifest.verdict, manifest.unknown_threshold) == ("promote", None)
