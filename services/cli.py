@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from services.commands import dead, store
+from services.commands import dead, evaluate, store
 from services.commands.classify import classify
 from services.commands.output import console, fail, read_settings
 from services.commands.status import status
@@ -89,6 +89,7 @@ app.command()(status)
 app.command()(classify)
 app.add_typer(dead.app, name="dead")
 app.add_typer(store.app, name="store")
+evaluate.register(app)
 
 
 def _forward(name: str, module: str, summary: str, *prefix: str) -> None:
