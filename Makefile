@@ -6,7 +6,7 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 export UV_CUSTOM_COMPILE_COMMAND := make lock
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11
-LOCKED := core sensors torch trainer api run dev
+LOCKED := core sensors torch trainer evaluation api run dev
 
 .PHONY: run test check lock bench clean help
 

@@ -59,6 +59,9 @@ def test_every_setting_stands_in_the_readme_with_its_default_and_meaning() -> No
         "ingest",
         "train",
         "serve",
+        "evaluate",
+        "evaluate linear",
+        "reproduce fig5",
     ],
 )
 def test_every_command_explains_itself(command: str) -> None:

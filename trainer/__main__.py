@@ -1,7 +1,6 @@
 """`python -m trainer`: the trainer worker as a process."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -16,12 +15,11 @@ from services.core.errors import EchosightError, SettingsError, StreamsError
 from services.core.logs import Log, configure_logs
 from services.core.streams import EventLog
 from trainer.distributed import follow
+from trainer.memory import keep_freed_memory
 from trainer.ranks import Ranks
 from trainer.settings import TrainerSettings
 from trainer.vision import load_vision_encoder
 from trainer.worker import TrainerWorker, device_of, num_threads
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def main(
@@ -53,7 +51,7 @@ def main(
 
 def _run(settings: TrainerSettings, max_steps: int | None) -> None:
     log = configure_logs("trainer", level=settings.log_level, log_format=settings.log_format)
-    _keep_freed_memory()
+    keep_freed_memory()
     torch.set_num_threads(num_threads(settings))
     ranks = Ranks.join(wants_cuda=device_of(settings).type == "cuda")
     if settings.batch_size % ranks.size:
@@ -91,14 +89,6 @@ def _lead(settings: TrainerSettings, max_steps: int | None, *, ranks: Ranks, log
     if ranks.size > 1:
         ranks.tell("stop")
     log.info("trainer_stopped", step=worker.learner.step_num if worker.learner else 0)
-
-
-def _keep_freed_memory() -> None:
-    """Keep glibc from handing pages back between layers: page faults were half of the vision encoder's time."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD):
-            libc.mallopt(parameter, 256 * 1024 * 1024)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Learner:
             group["lr"] = self.settings.learning_rate * self._schedule() * self.rate_factor
         self.encoder.train()
         x = self.preprocess(batch.heatmap.to(self.device), batch.site.to(self.device))  # (B, C, R, A)
-        x = self._augment(x, batch.mirrored)
+        x = self.augment(x, batch.mirrored)
         q = self._encode(x)  # (B, D)
         k = nn.functional.normalize(batch.k.to(self.device), dim=1)  # (B, D)
         scenes = batch.scenes.to(self.device)
@@ -220,7 +220,7 @@ class Learner:
         done = min(1.0, (self.step_num - settings.warmup_steps) / settings.schedule_steps)
         return 0.5 * (1 + math.cos(math.pi * done))
 
-    def _augment(self, x: Tensor, mirrored: Tensor) -> Tensor:
+    def augment(self, x: Tensor, mirrored: Tensor) -> Tensor:
         """Mirror what was encoded mirrored; jitter gain, add noise, shift: in units of the input's scale."""
         settings, unit = self.settings, float(self.preprocess.scale)
         mirrored = mirrored.to(x.device)

@@ -60,6 +60,13 @@ def simulate(
     preview: Annotated[
         Path | None, typer.Option(help="Draw radar and camera to this .png or .mp4 instead.")
     ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Put exact pairs, all labelled with the truth, into a store of their own instead."),
+    ] = None,
+    interval_s: Annotated[
+        float, typer.Option(min=0.01, help="With --store: scene time from one pair to the next.")
+    ] = 0.66,
     sites: Annotated[bool, typer.Option("--sites", help="List the shipped sites.")] = False,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Same seed, same frames; not given: 0, live: new.")
@@ -93,6 +100,8 @@ def simulate(
       echosight simulate --site street --preview street.png        look at it
 
       echosight simulate --publish --set radar.drop_share=0.1      try ingest
+
+      echosight simulate --site quay --seconds 660 --store DIR     1,000 pairs to evaluate on
     """
     from services.sensors.simulate import record_scene, scene_maker, simulation_settings
     from services.sensors.simulator import LabelSettings, list_sites
@@ -101,8 +110,10 @@ def simulate(
         for name, shipped in list_sites().items():
             typer.echo(f"{name:<12} {shipped.description}")
         return
-    if sum((publish_, out is not None, preview is not None)) != 1:
-        raise SettingsError("nothing or too much to do", remedy="give one of --publish, --out DIR, --preview FILE")
+    if sum((publish_, out is not None, preview is not None, store is not None)) != 1:
+        raise SettingsError(
+            "nothing or too much to do", remedy="give one of --publish, --out DIR, --preview FILE, --store DIR"
+        )
     settings = _settings(
         redis_url,
         simulated_site=site or None,
@@ -132,6 +143,24 @@ def simulate(
             report = record_scene(make(0), out, seconds=seconds, labels=labels, on_progress=advance_to)
         text = f"{out}: " + ", ".join(f"{count} {name}" for name, count in report.counts.items())
         _tell({"seed": seed, "out": str(out), "report": asdict(report)}, text, as_json=as_json)
+    elif store is not None:
+        from services.sensors.stored import store_scene
+
+        if seconds is None:
+            raise SettingsError("a store without an end", remedy="say how long: --seconds 660")
+        truth = LabelSettings(share=_or(label_share, 1.0), mistakes=_or(label_mistakes, 0.0))
+        num_frames = max(1, round(seconds / interval_s))
+        with progress(f"simulating {settings.simulated_site}", num_frames) as advance_to:
+            num_new = store_scene(
+                make(0),
+                store,
+                num_frames=num_frames,
+                interval_s=interval_s,
+                labels=truth,
+                on_progress=advance_to,
+            )
+        text = f"{store}: {num_new} new pairs of {settings.simulated_site}"
+        _tell({"seed": seed, "store": str(store), "pairs": num_frames, "new": num_new}, text, as_json=as_json)
     elif preview is not None:
         from services.sensors.preview import VIDEO
         from services.sensors.preview import preview as draw_preview
@@ -375,6 +404,10 @@ def _play(
     show_report(Console(), report)
     what = "published and ingested" if wait else "published"
     typer.echo(f"{published.num_frames} frames {what} in {took_s:.1f} s ({published.ended})")
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
 
 
 def _tell(facts: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -1,0 +1,211 @@
+"""Every study end to end on a tiny store: it learns, asks, and leaves its files with what they promise."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+import torch
+
+from services.core.errors import SettingsError
+from trainer.evaluation import efficiency, embedding, ksweep, linear, reproduce, retrieval, temporal
+from trainer.evaluation.bench import Bench
+from trainer.evaluation.classifier import Recipe, train_classifier, tune
+from trainer.evaluation.dataset import UNLABELLED
+from trainer.evaluation.efficiency import Budget
+from trainer.evaluation.report import Report
+from trainer.evaluation.retrieval import ranks
+
+QUICK = Budget(is_tuned=False, max_steps=4)
+
+
+def written(report: Report, out_dir: Path) -> tuple[dict, list[dict[str, str]]]:
+    """JSON and CSV as they were written; every picture is a PNG."""
+    paths = report.write(out_dir)
+    for path in paths:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+    assert {path.suffix for path in paths} == {".json", ".csv", ".png"}
+    found = orjson.loads((out_dir / f"{report.name}.json").read_bytes())
+    assert found["study"] == report.name
+    assert found["protocol"]["data"]["fingerprint"]
+    assert found["protocol"]["settings"]["queue_size"]
+    with (out_dir / f"{report.name}.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(found["table"]) > 0
+    return found, table
+
+
+def test_linear_asks_test_unseen_and_generic_with_all_and_few_labels(bench: Bench, tmp_path: Path) -> None:
+    found, table = written(linear.study(bench), tmp_path / "out")
+    assert {row["split"] for row in table} == {"sessions", "random"}
+    assert {row["part"] for row in table} == {"test", "unseen", "unseen, generic"}
+    assert {row["labels"] for row in table} == {"all", "1 %", "40 in all"}
+    assert {row["encoder"] for row in table} == {"untrained", "contrastive", "camera"}
+    assert all(0 <= float(row["accuracy_low"]) <= float(row["accuracy_high"]) <= 1 for row in table)
+    details = found["details"]["sessions/contrastive/all/test"]
+    assert np.sum(details["confusion"]["counts"]) == 2 * details["frames"]
+    assert len(details["per_seed"]) == 2
+    assert found["details"]["curves"]["sessions/seed 0"][-1]["step"] == 5
+    assert float(next(row["learning_cpu_s"] for row in table if row["encoder"] == "contrastive")) >= 0
+
+
+def test_what_was_learnt_is_kept_and_gives_the_same_answers(bench: Bench) -> None:
+    bench.plan = replace(bench.plan, split="sessions", seeds=(0,))
+    rows = bench.main_split().train
+    first = bench.features(bench.learnt(rows, 0).learner, rows)
+    again = Bench(bench.dataset, bench.settings, bench.plan, bench.bars, bench.encoders_dir)
+    found = again.learnt(rows, 0)
+    torch.testing.assert_close(again.features(found.learner, rows), first)
+    torch.testing.assert_close(found.learner.project(first), bench.learnt(rows, 0).learner.project(first))
+    assert found.cost.steps == 6
+    assert len(list(bench.encoders_dir.glob("*.pt"))) == 1
+    other = bench.learnt(bench.main_split().train, 0, queue_size=24)
+    assert other.learner.settings.queue_size == 24
+    assert len(list(bench.encoders_dir.glob("*.pt"))) == 2
+
+
+def test_efficiency_compares_three_methods_on_the_same_labels(bench: Bench, tmp_path: Path) -> None:
+    bench.plan = replace(bench.plan, split="sessions")
+    found, table = written(efficiency.study(bench, shares=(0.25, 1.0), budget=QUICK), tmp_path)
+    assert {row["method"] for row in table} == {"linear", "finetune", "supervised"}
+    assert {row["labels_percent"] for row in table} == {"25.0", "100.0"}
+    assert all(row["gain"] for row in table if row["method"] != "supervised")
+    assert found["details"]["sessions/finetune/1.0/test"]["recipe"]["encoder_rate"] < 1e-3
+    per_share = {(row["labels_percent"], row["labels"]) for row in table}
+    assert len(per_share) == 2
+
+
+def test_supervised_baseline_is_tuned_on_its_own_labels(bench: Bench) -> None:
+    bench.plan = replace(bench.plan, split="sessions", seeds=(0,))
+    report = efficiency.study(
+        bench, name="supervised", methods=("supervised",), shares=(1.0,), budget=Budget(max_steps=2)
+    )
+    tried = report.details["tuning/sessions/supervised/1"]
+    assert len(tried) >= 6
+    assert {one["encoder_rate"] for one in tried} == {3e-4, 1e-3, 3e-3}
+    assert {one["is_augmented"] for one in tried} == {True, False}
+    best = max(tried, key=lambda one: (one["accuracy"], -one["loss"]))
+    chosen = report.details["sessions/supervised/1.0/test"]["recipe"]
+    assert {name: best[name] for name in chosen} == chosen
+
+
+def test_coordinate_search_keeps_what_was_better() -> None:
+    start = Recipe(1e-3, 1e-3, steps=10)
+    axes = [[start], [replace(start, steps=20), replace(start, steps=5)], [replace(start, is_augmented=False)]]
+    best, tried = tune(
+        lambda recipe: recipe,  # type: ignore[arg-type,return-value]
+        lambda recipe: {"accuracy": recipe.steps / 100, "loss": float(recipe.is_augmented)},  # type: ignore[attr-defined]
+        axes,
+    )
+    assert (best.steps, best.is_augmented) == (20, False)
+    assert len(tried) == 4
+
+
+def test_classifier_learns_what_can_be_learnt(bench: Bench) -> None:
+    split = bench.main_split()
+    recipe = Recipe(1e-3, 1e-3, steps=40, is_augmented=False)
+    rows, asked = split.train, split.test
+    found = train_classifier(
+        bench.untrained(split.train, 0).learner, bench.dataset, rows, recipe, seed=0, watch=asked, watch_every=20
+    )
+    assert [point["step"] for point in found.curve] == [20, 40]
+    assert found.curve[-1]["accuracy"] > 0.9
+    assert found.penultimate(bench.dataset, asked).shape == (len(asked), 128)
+
+
+def test_ksweep_learns_once_for_each_k(bench: Bench, tmp_path: Path) -> None:
+    bench.plan = replace(bench.plan, split="sessions")
+    found, table = written(ksweep.study(bench, sweep=((8, 16), (16, 16))), tmp_path)
+    assert {(row["batch"], row["K"]) for row in table} == {("8", "16"), ("16", "16")}
+    assert found["protocol"]["in_batch_negatives"] is False
+    assert len(bench.known) == 4
+
+
+def test_tsne_has_three_panels_and_the_paper_has_two(bench: Bench, tmp_path: Path) -> None:
+    found, table = written(embedding.study(bench, max_points=24, budget=QUICK), tmp_path)
+    assert [row["panel"] for row in table[:3]] == list(embedding.PANELS)
+    points = found["details"]["points"]["test/contrastive, frozen"]
+    assert np.array(points["xy"]).shape == (len(points["label"]), 2)
+    assert all(0 <= float(row["knn"]) <= 1 for row in table)
+
+
+def test_retrieval_reports_both_directions_against_chance(bench: Bench, tmp_path: Path) -> None:
+    _, table = written(retrieval.study(bench, every_s=1.0), tmp_path)
+    assert (tmp_path / "retrieval_examples.png").exists()
+    assert {row["direction"] for row in table} == {"radar to image", "image to radar"}
+    assert {row["gallery"] for row in table} == {"all", "site"}
+    row = table[0]
+    assert float(row["chance_at_1"]) == pytest.approx(1 / float(row["candidates"]), rel=0.01)
+
+
+def test_encodings_that_know_nothing_find_their_image_by_chance() -> None:
+    torch.manual_seed(0)
+    similarity = torch.randn(400, 400)
+    rank = ranks(similarity)
+    assert (rank < 40).mean() == pytest.approx(0.1, abs=0.05)
+    assert (ranks(torch.zeros(101, 101)) == 50).all()  # all equal: in the middle, not first
+    assert (ranks(torch.eye(5)) == 0).all()
+    assert ranks(torch.ones(4, 4) - torch.eye(4), np.array([0, 0, 1, 1])).tolist() == [1, 1, 1, 1]
+
+
+def test_untrained_encoder_is_at_chance_in_retrieval(bench: Bench) -> None:
+    bench.plan = replace(bench.plan, split="sessions", seeds=(0, 1, 2), steps=1)
+    report = retrieval.study(bench, every_s=1.0)
+    rows = [
+        r for r in report.table if r["encoder"] == "untrained" and r["gallery"] == "all" and r["part"] == "unseen"
+    ]
+    for row in rows:
+        assert row["recall_at_5"]["mean"] == pytest.approx(row["chance_at_5"], abs=0.15)
+
+
+def test_temporal_tests_before_it_learns(bench: Bench, tmp_path: Path) -> None:
+    bench.plan = replace(bench.plan, seeds=(0,))
+    _, table = written(temporal.study(bench, num_chunks=3), tmp_path)
+    stream = [row for row in table if row["curve"] == "prequential" and row["part"] == "next chunk"]
+    assert {(row["model"], row["chunk"]) for row in stream} == {
+        (model, chunk) for model in ("learning on", "frozen") for chunk in ("1", "2")
+    }
+    after = [float(row["hours"]) for row in table if row["curve"] == "past and future"]
+    assert after == sorted(after)
+    assert min(after) > 0
+
+
+@pytest.mark.parametrize("figure", ["fig4", "fig5", "fig6", "fig7"])
+def test_figure_of_the_paper_by_its_protocol_at_a_scale(
+    bench: Bench, figure: reproduce.FigureName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ksweep, "SWEEP", ((16, 16), (16, 32)))
+    monkeypatch.setattr(efficiency, "SHARES", (0.5, 1.0))
+    bench.plan = replace(bench.plan, split="random", seeds=(0,))
+    found, table = written(reproduce.study(bench, figure, scale=reproduce.Scale(0.001)), tmp_path)
+    assert found["details"]["paper"]["says"]
+    assert found["details"]["at_scale_1"]["is_extrapolated"]
+    assert found["protocol"]["epochs"]["contrast"] == 1
+    if figure == "fig6":
+        assert {row["method"] for row in table} == {"finetune 32", "supervised 128"}
+        assert all(float(row["test_loss"]) > 0 for row in table)
+
+
+def test_paper_protocol_without_vgg_weights_says_where_to_put_them(
+    settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    paper = settings.model_copy(update={"radar_encoder": "vgg16"})
+    with pytest.raises(SettingsError, match="ECHOSIGHT_RADAR_WEIGHTS"):
+        reproduce.paper_settings(paper, reproduce.Scale(0.02))
+    changes = reproduce.paper_settings(settings, reproduce.Scale(0.02))
+    assert changes == {"max_replays": 8.0}
+
+
+def test_without_labels_studies_of_labels_refuse(bench: Bench) -> None:
+    bench.dataset.label[:] = UNLABELLED
+    bench.plan = replace(bench.plan, split="sessions", seeds=(0,))
+    refused: list[Callable[[Bench], Report]] = [linear.study, efficiency.study, ksweep.study, embedding.study]
+    for study in refused:
+        with pytest.raises(SettingsError, match="labels"):
+            study(bench)
+    assert retrieval.study(bench, every_s=1.0).table

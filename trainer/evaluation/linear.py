@@ -1,0 +1,146 @@
+"""How good are the features? The linear classification protocol, with all labels and with few."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.evaluation.bench import Bench, require_labels
+from trainer.evaluation.dataset import Rows
+from trainer.evaluation.pretrain import Cost, features_of, site_means
+from trainer.evaluation.probe import predict
+from trainer.evaluation.report import Report, Row
+from trainer.evaluation.scores import Answers, asked_parts, difference, score
+from trainer.evaluation.split import Split, draw_balanced, draw_share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUESTION = "How much of the class can one linear layer read off the frozen features?"
+Features = Callable[[Rows], Tensor]
+FEW = 40
+
+
+def study(bench: Bench) -> Report:
+    """Untrained, contrastive and, as the ceiling, the camera's own features; all labels, 1 %, and 40 in all."""
+    require_labels(bench.dataset)
+    splits = bench.splits()
+    report = Report("linear", QUESTION, bench.protocol(splits))
+    answers: dict[tuple[str, str, str, str], list[Answers]] = defaultdict(list)
+    costs: dict[tuple[str, str], Cost] = defaultdict(Cost)
+    for split in splits:
+        for seed in bench.plan.seeds:
+            labels = label_sets(bench, split, seed=seed)
+            learnt = bench.learnt(split.train, seed, what=split.name)
+            for encoder, found in (("untrained", bench.untrained(split.train, seed)), ("contrastive", learnt)):
+                costs[split.name, encoder] += found.cost
+
+                radar = partial(bench.features, found.learner)
+                generic = partial(features_of, found.learner, bench.dataset, site_known=False)
+                _ask(bench, split, encoder, labels, radar, answers, seed=seed, generic=generic)
+
+            _ask(bench, split, "camera", labels, camera_features(bench, split), answers, seed=seed)
+    for (split_name, encoder, label_set, part), answered in answers.items():
+        scored = score(bench.dataset, answered)
+        report.table.append(_row(scored, split_name, encoder, label_set, part, costs[split_name, encoder]))
+        report.details[f"{split_name}/{encoder}/{label_set}/{part}"] = scored
+    gains = [(key, (key[0], "untrained", *key[2:])) for key in answers if key[1] == "contrastive"]
+    for ours, theirs in gains:
+        gain = difference(bench.dataset, answers[ours], answers[theirs]).report()
+        report.details[f"{'/'.join(ours)}"]["gain_over_untrained"] = gain
+    report.details["curves"] = {
+        f"{split.name}/seed {seed}": bench.learnt(split.train, seed).curve
+        for split in splits
+        for seed in bench.plan.seeds
+    }
+    report.notes = [
+        "test: held-out sessions of sites that were learnt from; unseen: sites that were not; generic: the same, "
+        "answered with the mean clutter map instead of the site's own.",
+        "camera: the frozen vision encoder's own features, the ceiling of what it can teach.",
+    ]
+    report.draw = lambda figure: draw_table(figure, report)
+    cases = [f"{split.name}/contrastive/all/{part}" for split in splits for part in ("test", "unseen")]
+    report.add_confusions(cases)
+    return report
+
+
+def label_sets(bench: Bench, split: Split, *, seed: int) -> dict[str, Rows]:
+    """Labelled training rows: all, about 1 % by blocks of time, and 40 balanced ones."""
+    dataset, block_s = bench.dataset, bench.plan.label_block_s
+    return {
+        "all": draw_share(dataset, split.train, share=1, seed=seed, block_s=block_s),
+        "1 %": draw_share(dataset, split.train, share=0.01, seed=seed, block_s=block_s),
+        f"{FEW} in all": draw_balanced(dataset, split.train, count=FEW, seed=seed),
+    }
+
+
+def camera_features(bench: Bench, split: Split) -> Features:
+    """The frozen encoder's own, centred by site as the contrast sees them."""
+    dataset = bench.dataset
+    means = site_means(dataset, split.train)
+    return lambda rows: torch.from_numpy(dataset.key[rows].astype(np.float32) - means[dataset.site[rows]])
+
+
+def _ask(
+    bench: Bench,
+    split: Split,
+    encoder: str,
+    labels: dict[str, Rows],
+    features: Features,
+    answers: dict[tuple[str, str, str, str], list[Answers]],
+    *,
+    seed: int,
+    generic: Features | None = None,
+) -> None:
+    """Fit a layer for each set of labels, and let it answer on each part."""
+    parts = asked_parts(bench.dataset, split)
+    cached = {part: (rows, features(rows)) for part, rows in parts.items()}
+    if generic is not None and "unseen" in parts:
+        cached["unseen, generic"] = (parts["unseen"], generic(parts["unseen"]))
+    for name, rows in labels.items():
+        head = bench.layer(features(rows), rows, seed=seed)
+        for part, (part_rows, part_features) in cached.items():
+            predicted = predict(head, part_features).numpy()
+            answers[split.name, encoder, name, part].append(Answers(seed, part_rows, predicted))
+
+
+def _row(scored: Row, split: str, encoder: str, labels: str, part: str, cost: Cost) -> Row:
+    num = len(scored["seeds"])
+    return {
+        "split": split,
+        "encoder": encoder,
+        "labels": labels,
+        "part": part,
+        "accuracy": scored["accuracy"],
+        **{f"recall_{name}": value for name, value in scored["recall"].items()},
+        "learning_s": round(cost.seconds / num, 1),
+        "learning_cpu_s": round(cost.cpu_s / num, 1),
+        "steps": cost.steps // num,
+    }
+
+
+def draw_table(figure: "Figure", report: Report) -> None:
+    """Accuracies with intervals, a panel for each split."""
+    splits = list(dict.fromkeys(row["split"] for row in report.table))
+    figure.set_size_inches(7 * len(splits), 4.2)
+    for number, split in enumerate(splits, 1):
+        axes = figure.add_subplot(1, len(splits), number)
+        rows = [row for row in report.table if row["split"] == split]
+        encoders = list(dict.fromkeys(row["encoder"] for row in rows))
+        groups = list(dict.fromkeys(f"{row['part']}\n{row['labels']}" for row in rows))
+        for i, encoder in enumerate(encoders):
+            own = {f"{r['part']}\n{r['labels']}": r["accuracy"] for r in rows if r["encoder"] == encoder}
+            at = [groups.index(group) + 0.8 * (i - (len(encoders) - 1) / 2) / len(encoders) for group in own]
+            mean = [100 * a["mean"] for a in own.values()]
+            low = [max(0.0, 100 * (a["mean"] - a["low"])) for a in own.values()]
+            high = [max(0.0, 100 * (a["high"] - a["mean"])) for a in own.values()]
+            axes.bar(at, mean, 0.8 / len(encoders), yerr=(low, high), label=encoder, capsize=2)
+        axes.set_xticks(range(len(groups)), groups, fontsize=7)
+        axes.set_ylabel("accuracy, %")
+        axes.set_ylim(0, 100)
+        axes.set_title(f"split: {split}")
+        axes.legend(fontsize=8, loc="lower right")
