@@ -1,18 +1,22 @@
 """The trainer's own state on disk, for a resume: one file, replaced whole, the one before kept.
 
 data_dir/trainer/NAME/checkpoint.pt   tensors and plain values; read with weights_only
+
+A save copies the state and returns; a thread writes it, one at a time.
 """
 
 import io
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from services.core.files import write_atomically
 from services.core.logs import Log
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 
 
 class Checkpoints:
@@ -22,19 +26,36 @@ class Checkpoints:
         self._path = data_dir / "trainer" / name / "checkpoint.pt"
         self._previous = self._path.with_suffix(".previous.pt")
         self._log = log
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last save is still being written."""
+        return self._writing is not None and not self._writing.done()
 
     def save(self, state: dict[str, Any]) -> None:
-        """1. keep the old file under another name, 2. put the new one in its place: one is always whole."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save({"format_version": _FORMAT_VERSION, **state}, buffer)
-        if self._path.exists():
-            self._previous.unlink(missing_ok=True)
-            self._previous.hardlink_to(self._path)
-        write_atomically(self._path, buffer.getvalue())
+        """Copy `state` to the host and write it on the thread, after the save before. A failure is logged."""
+        self.wait()
+        self._writing = self._pool.submit(self._write, _on_host({"format_version": _FORMAT_VERSION, **state}))
+
+    def wait(self) -> None:
+        """Return once nothing is being written."""
+        if self._writing is not None:
+            try:
+                self._writing.result()
+            except OSError as error:
+                self._log.error("checkpoint_not_saved", path=str(self._path), reason=str(error))
+            self._writing = None
+
+    def close(self) -> None:
+        """Return once all is written."""
+        self.wait()
+        self._pool.shutdown()
 
     def load(self) -> dict[str, Any] | None:
         """The newest whole state, or None. A damaged or unknown file is said aloud and passed over."""
+        self.wait()
         for path in (self._path, self._previous):
             if not path.exists():
                 continue
@@ -47,3 +68,24 @@ class Checkpoints:
                 return state
             self._log.error("checkpoint_of_another_version", path=str(path), version=state.get("format_version"))
         return None
+
+    def _write(self, state: dict[str, Any]) -> None:
+        """1. keep the old file under another name, 2. put the new one in its place: one is always whole."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        if self._path.exists():
+            self._previous.unlink(missing_ok=True)
+            self._previous.hardlink_to(self._path)
+        write_atomically(self._path, buffer.getbuffer())
+
+
+def _on_host(value: Any) -> Any:
+    """The same in memory of its own: the learner goes on changing what it was taken from."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_host(item) for item in value)
+    return value

@@ -1,64 +1,56 @@
 """From the rolling store to training batches: encode each image once, keep the site profiles, sample with replay.
 
-The feed does not know the radar encoder or the loss.
+The feed does not know the radar encoder or the loss. One thread looks and encodes; another may draw batches
+meanwhile: `lock` is held while what they share changes, never while an image is encoded.
 """
 
+import bisect
 import hashlib
+import heapq
+import threading
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from services.core.encodings import UNKNOWN_DIGEST, digest_of
 from services.core.frames import FrameId, Label, RadarFrame
+from services.core.logs import Log, logger
 from services.core.profiles import SiteProfile, load_profile
 from services.core.registry import InputContract
 from services.core.store import StoredPair, StoreReader
-from trainer.encodings import EncodingCache, Vector
+from trainer.batches import Batch, Sample, stack_heatmaps
+from trainer.encodings import Encoded, EncodingCache
+from trainer.feed_settings import FeedSettings
 from trainer.heldout import is_held_out, may_learn, thinned
 from trainer.queue import Scenes
-from trainer.vision import VisionEncoder, decode_image
+from trainer.sampling import Pool, Sampler
+from trainer.vectors import Vector
+from trainer.vision import Images, VisionEncoder, decode_image
+
+__all__ = ["Batch", "Feed", "Sample"]
 
 _NUM_PROFILE_FRAMES = 256
+Key = tuple[str, FrameId]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One encoded pair. uid: unique over sites. site: index into `Feed.sites`. vector: (D,) float16.
+@dataclass(slots=True)
+class _Site:
+    """What is known of one site's stored pairs.
 
-    may_learn, is_held_out: see `trainer.heldout`; a pair in a guard between is neither.
+    sums: of the vectors of either orientation. in_order: all samples, oldest first. held_out: those that are never
+    learnt from.
     """
 
-    uid: int
-    pair: StoredPair
-    site: int
-    mirrored: bool
-    vector: Vector
-    may_learn: bool = True
-    is_held_out: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """heatmap: (B, C, R, A) float32, raw. site: (B,) int64, row of the clutter table (0: no known site).
-
-    mirrored: (B,) bool. k: (B, D) float32, image encodings, centred if so asked.
-    """
-
-    heatmap: Tensor
-    site: Tensor
-    mirrored: Tensor
-    k: Tensor
-    scenes: Scenes
-
-    def first(self, num: int) -> "Batch":
-        """The first `num` pairs."""
-        scenes = Scenes(self.scenes.id[:num], self.scenes.site[:num], self.scenes.at_ns[:num])
-        return Batch(self.heatmap[:num], self.site[:num], self.mirrored[:num], self.k[:num], scenes)
+    cache: EncodingCache
+    sums: tuple["_Sum", "_Sum"]
+    samples: dict[FrameId, Sample] = field(default_factory=dict)
+    in_order: list[Sample] = field(default_factory=list)
+    held_out: list[Sample] = field(default_factory=list)
 
 
 class Feed:
@@ -66,7 +58,9 @@ class Feed:
 
     num_seen: pairs that were ever learnt from or could have been; the store has dropped some since.
     num_encoded: images that were encoded by this process.
+    num_found: pairs whose image was known by its content, and not encoded again.
     misfits: sites whose radar is another one than the model's, with what it delivers.
+    lock: to be held by whoever draws and reads samples beside the thread that looks.
     """
 
     def __init__(
@@ -74,32 +68,34 @@ class Feed:
         store_dir: Path,
         *,
         vision: VisionEncoder,
-        mirror_share: float,
+        settings: FeedSettings,
         centre: bool,
         seed: int,
         held_out_share: float = 0.0,
+        log: Log | None = None,
     ) -> None:
         self._dir = store_dir
         self._vision = vision
-        self._mirror_share = mirror_share
+        self._settings = settings
         self._centre = centre
         self.held_out_share = held_out_share
-        self._rng = np.random.default_rng(seed)
+        self._log = log or logger("trainer")
+        self.lock = threading.RLock()
         self.num_seen = 0
         self.num_encoded = 0
-        self.reader = StoreReader(store_dir)
+        self.num_found = 0
+        self.reader = StoreReader(store_dir, tracks_changes=True)
         self.contract: InputContract | None = None
         self.sites: list[str] = []
         self.profiles: dict[str, SiteProfile] = {}
-        self._caches: dict[str, EncodingCache] = {}
-        self._samples: dict[tuple[str, FrameId], Sample] = {}
-        self._in_order: list[Sample] = []
-        self._order: list[Sample] = []
-        self._held_out: list[Sample] = []
-        self._skipped: set[tuple[str, FrameId]] = set()
         self.misfits: set[str] = set()
-        self._pending: list[StoredPair] = []
-        self._sums: dict[tuple[int, bool], tuple[npt.NDArray[np.float64], int]] = {}
+        self.pool = Pool(settings)
+        self.sampler = Sampler(self.pool, settings, seed=seed)
+        self._sites: dict[str, _Site] = {}
+        self._skipped: set[Key] = set()
+        self._pending = _Pending()
+        self._table: npt.NDArray[np.float32] | None = None
+        self._unsaved: set[str] = set()
 
     @property
     def num_pending(self) -> int:
@@ -112,109 +108,66 @@ class Feed:
         return len(self._skipped)
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.pool)
 
     def refresh(self) -> None:
-        """Look what came to the store and what left it."""
-        self.reader.refresh()
-        live = {(pair.site, pair.id) for pair in self.reader}
-        self._samples = {at: sample for at, sample in self._samples.items() if at in live}
-        self._skipped &= live
-        for site, cache in self._caches.items():
-            cache.forget_all_but({frame_id for at, frame_id in live if at == site})
-        self._pending = []
-        self._settle_contract()
-        for pair in self.reader:
-            at = (pair.site, pair.id)
-            if at in self._skipped:
-                continue
-            sample = self._samples.get(at)
-            if sample is not None:
-                if sample.pair is not pair:  # moved to another segment
-                    self._samples[at] = replace(sample, pair=pair)
-                continue
-            vector = self._cache(pair.site).get(pair.id, mirrored=self._is_mirrored(pair))
-            if vector is None:
-                self._pending.append(pair)
-            else:
-                self._admit(pair, vector)
-        self._pending.sort(key=lambda pair: pair.id)  # over all sites: the newest are encoded first
-        self._remake_lost_profiles()
-        self._sort()
-        self.num_seen = max(self.num_seen, len(self._order))
+        """Look what came to the store and what left it; costs what changed."""
+        with self.lock:
+            self.reader.refresh()
+            self._settle_contract()
+            for name, pairs in self.reader.changes().items():
+                self._let_go(name, [at for at, pair in pairs.items() if pair is None])
+                for pair in pairs.values():
+                    if pair is not None:
+                        self._take_up(pair)
+            self._remake_lost_profiles()
+            self.num_seen = max(self.num_seen, len(self))
 
     def encode(self, num_images: int) -> int:
-        """Encode up to `num_images` pending pairs, newest first; return how many."""
-        todo = self._pending[-num_images:]
-        del self._pending[-num_images:]
-        ready: list[tuple[StoredPair, npt.NDArray[np.float32], Any]] = []
-        for pair in todo:
-            radar, camera = pair.radar(), pair.camera()
-            image = decode_image(camera) if camera is not None else None
-            if radar is None or image is None or not self._fits(radar):
-                self._skipped.add((pair.site, pair.id))
-                continue
-            ready.append((pair, _three_axes(radar), image[:, ::-1] if self._is_mirrored(pair) else image))
-        if ready:
-            images = torch.from_numpy(np.stack([image for _, _, image in ready]))
-            vectors = self._vision(images.to(self._vision.mean.device)).cpu().numpy().astype(np.float16)
-            news: dict[str, list[tuple[FrameId, bool, Vector]]] = {}
-            for (pair, heatmap, _), vector in zip(ready, vectors, strict=True):
-                cache_rows = news.setdefault(pair.site, [])
-                cache_rows.append((pair.id, self._is_mirrored(pair), vector))
-                self._profile(pair.site).take_in(heatmap)
-                self.num_encoded += 1
-                self.num_seen += self._admit(pair, vector).may_learn
-            for site, rows in news.items():
-                self._cache(site).append(rows)
-            self._sort()
+        """Encode up to `num_images` pending pairs, newest first; return how many were dealt with."""
+        todo = self._pending.take(num_images)
+        try:
+            self._encode_all(todo)
+        except BaseException:
+            for pair in todo:
+                if self._sample(pair) is None and (pair.site, pair.id) not in self._skipped:
+                    self._pending.put(pair)
+            raise
         return len(todo)
+
+    def batch(self, size: int, *, sampler: Sampler | None = None) -> Batch:
+        """`size` samples as the sampler draws them; fewer where bytes got damaged, which are not drawn again.
+
+        sampler: another than the feed's own, over its pool.
+        Raises StoreError if there is nothing to draw.
+        """
+        with self.lock:
+            while True:
+                whole = self._read((sampler or self.sampler).draw(size))
+                if whole:
+                    return self._collate(whole)
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """A batch of these samples, at least one; those whose bytes got damaged are left out."""
+        with self.lock:
+            return self._collate(self._read(samples))
 
     def heldout(self, *, every_s: float, newest: int) -> list[Sample]:
         """Encoded pairs that are never learnt from, none mirrored: one an `every_s`, the `newest` of each site."""
         return thinned(
-            reversed(self._held_out),
+            (sample for site in self._sites.values() for sample in reversed(site.held_out)),
             where=lambda sample: (sample.site, sample.pair.id.captured_at_ns),
             every_s=every_s,
             newest=newest,
         )
 
-    def batch(self, size: int, *, fresh_share: float, fresh_pairs: int, rng: np.random.Generator) -> Batch:
-        """`size` samples: a share from the newest pairs, the rest from all, different ones if possible."""
-        num_fresh = min(round(fresh_share * size), len(self._order))
-        newest = max(0, len(self._order) - fresh_pairs)
-        at = np.concatenate(
-            [
-                rng.integers(newest, len(self._order), num_fresh),
-                rng.choice(
-                    len(self._order), size - num_fresh, replace=size - num_fresh > len(self._order), shuffle=False
-                ),
-            ]
-        )
-        return self.collate([self._order[i] for i in at])
-
-    def collate(self, samples: list[Sample]) -> Batch:
-        """Read the samples' heatmaps; a sample whose bytes got damaged is left out."""
-        whole = [(s, frame) for s in samples if (frame := s.pair.radar()) is not None]
-        heatmap = np.stack([_three_axes(frame) for _, frame in whole])
-        k = np.stack([sample.vector.astype(np.float32) - self._mean(sample) for sample, _ in whole])
-        column = [(s.uid, s.site, s.pair.id.captured_at_ns, s.mirrored) for s, _ in whole]
-        uid, site, at_ns, mirrored = (torch.tensor(values) for values in zip(*column, strict=True))
-        return Batch(
-            heatmap=torch.from_numpy(heatmap),
-            site=site + 1,
-            mirrored=mirrored,
-            k=torch.from_numpy(k),
-            scenes=Scenes(id=uid, site=site, at_ns=at_ns),
-        )
-
     def recent(self, site: str, *, after_ns: int, newest: int) -> list[Sample]:
         """A site's encoded pairs captured after `after_ns`, none mirrored: the `newest`, in order of time."""
         found: list[Sample] = []
-        for sample in reversed(self._in_order):
+        for sample in reversed(self._sites[site].in_order if site in self._sites else []):
             if sample.pair.id.captured_at_ns <= after_ns or len(found) == newest:
                 break
-            if sample.pair.site == site and not sample.mirrored:
+            if not sample.mirrored:
                 found.append(sample)
         return found[::-1]
 
@@ -228,7 +181,7 @@ class Feed:
 
     def labelled(self) -> list[tuple[StoredPair, Label]]:
         """Labelled pairs that fit the contract, in order of time within a site."""
-        found = [(pair, label) for pair, label in self.reader.labelled() if (pair.site, pair.id) in self._samples]
+        found = [item for item in self.reader.labelled() if self._sample(item[0]) is not None]
         return sorted(found, key=lambda item: (item[0].site, item[0].id))
 
     @property
@@ -238,54 +191,203 @@ class Feed:
     def clutter_table(self) -> npt.NDArray[np.float32]:
         """(1 + S, C, R, A): the mean over sites, then each site's map in the order of `sites`.
 
-        A site that the store has dropped keeps its place, with an empty map.
+        The same array until a map changes. A site that the store has dropped keeps its place, with an empty map.
         """
-        profiles = [self._profile(site) for site in self.sites]
-        known = [profile.clutter for profile in profiles if profile.num_frames] or [profiles[0].clutter]
-        return np.stack([np.mean(known, axis=0), *(profile.clutter for profile in profiles)])
+        if self._table is None or len(self._table) != 1 + len(self.sites):
+            profiles = [self._profile(site) for site in self.sites]
+            known = [profile.clutter for profile in profiles if profile.num_frames] or [profiles[0].clutter]
+            self._table = np.stack([np.mean(known, axis=0), *(profile.clutter for profile in profiles)])
+        return self._table
 
     def save_profiles(self) -> None:
-        for profile in self.profiles.values():
-            if (self._dir / profile.site).is_dir():
-                profile.save(self._dir)
+        """Those that changed since they were saved."""
+        for site in sorted(self._unsaved):
+            if (self._dir / site).is_dir():
+                self.profiles[site].save(self._dir)
+        self._unsaved.clear()
 
-    def _sort(self) -> None:
-        """Part what may be learnt from what is held out, each in order of time; a guard between is in neither."""
-        self._in_order = sorted(self._samples.values(), key=lambda sample: sample.pair.id)
-        self._order = [sample for sample in self._in_order if sample.may_learn]
-        self._held_out = [sample for sample in self._in_order if sample.is_held_out]
+    def state(self) -> dict[str, Any]:
+        """What enters a step and is not in the store: plain values and tensors. The sampler's is its own."""
+        return {
+            "sites": list(self.sites),
+            "num_seen": self.num_seen,
+            "profiles": {
+                site: {"clutter": torch.from_numpy(profile.clutter), "num_frames": profile.num_frames}
+                for site, profile in self.profiles.items()
+            },
+        }
 
-    def _admit(self, pair: StoredPair, vector: Vector) -> Sample:
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, before the store is first looked at; `contract` is set."""
+        self.sites = list(state["sites"])
+        self.num_seen = max(self.num_seen, state["num_seen"])
+        for site, values in state["profiles"].items():
+            profile = self._profile(site)
+            profile.clutter, profile.num_frames = values["clutter"].numpy().copy(), values["num_frames"]
+        self._table = None
+
+    def _take_up(self, pair: StoredPair) -> None:
+        """A pair that is new, or moved to another segment."""
+        if (pair.site, pair.id) in self._skipped:
+            return
+        site = self._site(pair.site)
+        sample = site.samples.get(pair.id)
+        if sample is not None:
+            self._put(site, replace(sample, pair=pair))
+            return
+        digest = site.cache.digest(pair.id)
+        mirrored = digest is not None and self._is_mirrored(pair, digest)
+        if digest is not None and site.cache.slot(pair.id, mirrored=mirrored) is not None:
+            self._admit(pair, mirrored=mirrored)
+        else:
+            self._pending.put(pair)
+
+    def _let_go(self, name: str, frame_ids: list[FrameId]) -> None:
+        site = self._sites.get(name)
+        for frame_id in frame_ids:
+            self._skipped.discard((name, frame_id))
+            self._pending.discard((name, frame_id))
+            sample = site.samples.pop(frame_id, None) if site is not None else None
+            if site is not None and sample is not None:
+                site.sums[sample.mirrored].add(sample.vector, -1)
+                self.pool.remove(sample)
+                del site.in_order[_place(site.in_order, sample)]
+                if sample.is_held_out:
+                    del site.held_out[_place(site.held_out, sample)]
+        if site is not None:
+            site.cache.forget(frame_ids)
+
+    def _admit(self, pair: StoredPair, *, mirrored: bool) -> Sample:
+        """Its vector is in the cache: from now on it is a sample."""
         if pair.site not in self.sites:
             self.sites.append(pair.site)
         self._profile(pair.site)
-        site, mirrored = self.sites.index(pair.site), self._is_mirrored(pair)
-        total, num = self._sums.get((site, mirrored), (np.zeros(len(vector)), 0))
-        self._sums[site, mirrored] = (total + vector, num + 1)
-        at, share = (pair.site, pair.id.captured_at_ns), self.held_out_share
+        site = self._site(pair.site)
+        slot = site.cache.slot(pair.id, mirrored=mirrored)
+        assert slot is not None
         sample = Sample(
             _uid(pair),
             pair,
-            site,
+            self.sites.index(pair.site),
             mirrored,
-            vector,
-            may_learn=may_learn(*at, share=share),
-            is_held_out=is_held_out(*at, share=share),
+            site.cache.vectors,
+            slot,
+            may_learn=self.may_learn(pair),
+            is_held_out=self.is_held_out(pair),
         )
-        self._samples[pair.site, pair.id] = sample
+        site.sums[mirrored].add(sample.vector, 1)
+        self._put(site, sample)
         return sample
 
-    def _mean(self, sample: Sample) -> npt.NDArray[np.float32] | float:
-        if not self._centre:
-            return 0.0
-        total, num = self._sums[sample.site, sample.mirrored]
-        return (total / num).astype(np.float32)
+    def _put(self, site: _Site, sample: Sample) -> None:
+        """Where it is found from now on: to learn from, to judge by, or in a guard between."""
+        site.samples[sample.pair.id] = sample
+        if sample.may_learn:
+            self.pool.put(sample)
+        for samples in (site.in_order, site.held_out) if sample.is_held_out else (site.in_order,):
+            at = _place(samples, sample)
+            is_known = at < len(samples) and samples[at].uid == sample.uid
+            samples[at : at + is_known] = [sample]
 
-    def _is_mirrored(self, pair: StoredPair) -> bool:
-        """Decided by site and id alone, so that a restart agrees. What is held out is seen as it is served."""
+    def _encode_all(self, todo: list[StoredPair]) -> None:
+        known: list[tuple[StoredPair, RadarFrame, Encoded]] = []
+        ready: list[tuple[StoredPair, RadarFrame, int, Images]] = []
+        for pair in todo:
+            radar, camera = pair.radar(), pair.camera()
+            if radar is None or camera is None or not self._fits(radar):
+                self._skipped.add((pair.site, pair.id))
+                continue
+            digest = digest_of(camera.image)
+            mirrored = self._is_mirrored(pair, digest)
+            vector = self._find(digest, mirrored=mirrored)
+            if vector is not None:
+                known.append((pair, radar, Encoded(pair.id, mirrored, vector, digest)))
+                self.num_found += 1
+            elif (image := decode_image(camera)) is not None:
+                ready.append((pair, radar, digest, image))
+            else:
+                self._skipped.add((pair.site, pair.id))
+        self._keep(known + self._encode(ready))
+
+    def _encode(self, ready: list[tuple[StoredPair, RadarFrame, int, Images]]) -> list[Any]:
+        """Run the frozen encoder on decoded images."""
+        if not ready:
+            return []
+        mirrored = [self._is_mirrored(pair, digest) for pair, _, digest, _ in ready]
+        images = np.stack(
+            [
+                item[3][:, ::-1] if is_mirrored else item[3]
+                for item, is_mirrored in zip(ready, mirrored, strict=True)
+            ]
+        )
+        vectors = self._vision(torch.from_numpy(images).to(self._vision.mean.device)).cpu().numpy()
+        self.num_encoded += len(images)
+        return [
+            (pair, radar, Encoded(pair.id, is_mirrored, vector.astype(np.float16), digest))
+            for (pair, radar, digest, _), is_mirrored, vector in zip(ready, mirrored, vectors, strict=True)
+        ]
+
+    def _keep(self, encoded: list[tuple[StoredPair, RadarFrame, Encoded]]) -> None:
+        with self.lock:
+            news: dict[str, list[Encoded]] = {}
+            for pair, _, encoding in encoded:
+                news.setdefault(pair.site, []).append(encoding)
+            for name, rows in news.items():
+                self._site(name).cache.append(rows)
+            for pair, radar, encoding in encoded:
+                self._profile(pair.site).take_in(_three_axes(radar))
+                self._unsaved.add(pair.site)
+                self.num_seen += self._admit(pair, mirrored=encoding.mirrored).may_learn
+            if encoded:
+                self._table = None
+
+    def _read(self, samples: list[Sample]) -> list[tuple[Sample, RadarFrame]]:
+        """Samples with their frames; what is damaged, or of another radar after all, is let go."""
+        assert self.contract is not None
+        whole = []
+        for sample in samples:
+            radar = sample.pair.radar()
+            if radar is not None and _shape(radar) == self.contract.shape:
+                whole.append((sample, radar))
+            else:
+                self._skipped.add((sample.pair.site, sample.pair.id))
+                self.pool.remove(sample)
+        return whole
+
+    def _collate(self, whole: list[tuple[Sample, RadarFrame]]) -> Batch:
+        assert self.contract is not None
+        k = np.stack([sample.vector for sample, _ in whole]).astype(np.float32)
+        if self._centre:
+            for row, (sample, _) in zip(k, whole, strict=True):
+                row -= self._sites[sample.pair.site].sums[sample.mirrored].mean()
+        column = [(s.uid, s.site, s.pair.id.captured_at_ns, s.mirrored) for s, _ in whole]
+        uid, site, at_ns, mirrored = (torch.tensor(values) for values in zip(*column, strict=True))
+        return Batch(
+            heatmap=stack_heatmaps([radar for _, radar in whole], shape=self.contract.shape),
+            site=site + 1,
+            mirrored=mirrored,
+            k=torch.from_numpy(k),
+            scenes=Scenes(id=uid, site=site, at_ns=at_ns),
+        )
+
+    def _sample(self, pair: StoredPair) -> Sample | None:
+        site = self._sites.get(pair.site)
+        return site.samples.get(pair.id) if site is not None else None
+
+    def _find(self, digest: int, *, mirrored: bool) -> Vector | None:
+        """What was made of an image with this content, at any site."""
+        found = (site.cache.find(digest, mirrored=mirrored) for site in self._sites.values())
+        return next((vector for vector in found if vector is not None), None)
+
+    def _is_mirrored(self, pair: StoredPair, digest: int) -> bool:
+        """Decided by the image alone, so that a restart agrees; by the id where an earlier version did.
+
+        What is held out is seen as it is served.
+        """
         if self.is_held_out(pair):
             return False
-        return zlib.crc32(b"%d-%d" % pair.id) < self._mirror_share * 2**32
+        name = b"%d" % digest if digest != UNKNOWN_DIGEST else b"%d-%d" % pair.id
+        return zlib.crc32(name) < self._settings.mirror_share * 2**32
 
     def _settle_contract(self) -> None:
         """The first pair decides what the model expects; pairs of other radars are counted, not learnt."""
@@ -293,22 +395,29 @@ class Feed:
             return
         radar = next((found for pair in self.reader if (found := pair.radar()) is not None), None)
         if radar is not None:
-            self.contract = InputContract(shape=_three_axes(radar).shape, unit=radar.unit, channels=radar.channels)
+            self.contract = InputContract(shape=_shape(radar), unit=radar.unit, channels=radar.channels)
 
     def _fits(self, radar: RadarFrame) -> bool:
         assert self.contract is not None
-        of = (_three_axes(radar).shape, radar.unit, radar.channels)
+        of = (_shape(radar), radar.unit, radar.channels)
         fits = of == (self.contract.shape, self.contract.unit, self.contract.channels)
         if not fits:
             self.misfits.add(f"{radar.site}: {of[0]} {radar.unit} {' '.join(radar.channels)}".strip())
         return fits
 
-    def _cache(self, site: str) -> EncodingCache:
-        if site not in self._caches:
-            self._caches[site] = EncodingCache(
-                self._dir, site=site, encoder_id=self._vision.id, dim=self._vision.dim
+    def _site(self, name: str) -> _Site:
+        if name not in self._sites:
+            cache = EncodingCache(
+                self._dir,
+                site=name,
+                encoder_id=self._vision.id,
+                dim=self._vision.dim,
+                is_live=lambda frame_id: self.reader.find(name, frame_id) is not None,
             )
-        return self._caches[site]
+            if cache.num_taken_over:
+                self._log.info("encodings_taken_over", site=name, rows=cache.num_taken_over, from_version=2)
+            self._sites[name] = _Site(cache, (_Sum(cache.vectors.dim), _Sum(cache.vectors.dim)))
+        return self._sites[name]
 
     def _profile(self, site: str) -> SiteProfile:
         """The site's profile: as saved, or a new one."""
@@ -323,12 +432,73 @@ class Feed:
 
     def _remake_lost_profiles(self) -> None:
         """A profile that vanished while the encodings stayed is made from stored pairs."""
-        for site in [site for site, profile in self.profiles.items() if not profile.num_frames]:
-            known = [sample.pair for sample in self._samples.values() if sample.pair.site == site]
-            for i in self._rng.permutation(len(known))[:_NUM_PROFILE_FRAMES]:
-                radar = known[i].radar()
+        for name in [name for name, profile in self.profiles.items() if not profile.num_frames]:
+            known = sorted(self._sites[name].samples) if name in self._sites else []
+            for frame_id in known[:: 1 + len(known) // _NUM_PROFILE_FRAMES]:
+                radar = self._sites[name].samples[frame_id].pair.radar()
                 if radar is not None:
-                    self.profiles[site].take_in(_three_axes(radar))
+                    self.profiles[name].take_in(_three_axes(radar))
+                    self._unsaved.add(name)
+                    self._table = None
+
+
+class _Sum:
+    """Sum of float16 vectors in float64: exact, so that it depends on which they are and not on their order."""
+
+    def __init__(self, dim: int) -> None:
+        self._total = np.zeros(dim)
+        self._num = 0
+        self._mean: npt.NDArray[np.float32] | None = None
+
+    def add(self, vector: Vector, sign: int) -> None:
+        self._total += sign * vector.astype(np.float64)
+        self._num += sign
+        self._mean = None
+
+    def mean(self) -> npt.NDArray[np.float32]:
+        if self._mean is None:
+            self._mean = (self._total / self._num).astype(np.float32)
+        return self._mean
+
+
+class _Pending:
+    """Pairs to be encoded, over all sites, the newest first."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[Key, StoredPair] = {}
+        self._heap: list[tuple[int, int, str]] = []  # and some that were let go
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def put(self, pair: StoredPair) -> None:
+        key = (pair.site, pair.id)
+        if key not in self._pairs:
+            heapq.heappush(self._heap, _newest_first(key))
+        self._pairs[key] = pair
+
+    def discard(self, key: Key) -> None:
+        self._pairs.pop(key, None)
+        if len(self._heap) > 2 * len(self._pairs) + 1024:
+            self._heap = [_newest_first(known) for known in self._pairs]
+            heapq.heapify(self._heap)
+
+    def take(self, num: int) -> list[StoredPair]:
+        taken: list[StoredPair] = []
+        while self._heap and len(taken) < num:
+            at_ns, seq, site = heapq.heappop(self._heap)
+            pair = self._pairs.pop((site, FrameId(-at_ns, -seq)), None)
+            if pair is not None:
+                taken.append(pair)
+        return taken
+
+
+def _newest_first(key: Key) -> tuple[int, int, str]:
+    return -key[1].captured_at_ns, -key[1].seq, key[0]
+
+
+def _place(samples: list[Sample], sample: Sample) -> int:
+    return bisect.bisect_left(samples, sample.pair.id, key=lambda other: other.pair.id)
 
 
 def _uid(pair: StoredPair) -> int:
@@ -337,7 +507,12 @@ def _uid(pair: StoredPair) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
 
 
+def _shape(radar: RadarFrame) -> tuple[int, ...]:
+    """(C, R, A); a map without channels is one channel."""
+    return radar.heatmap.shape if radar.heatmap.ndim == 3 else (1, *radar.heatmap.shape)
+
+
 def _three_axes(radar: RadarFrame) -> npt.NDArray[np.float32]:
-    """(C, R, A) float32; a map without channels is one channel."""
-    heatmap: npt.NDArray[np.float32] = radar.heatmap.astype(np.float32)
-    return heatmap if heatmap.ndim == 3 else heatmap[None]
+    """(C, R, A) float32."""
+    heatmap: npt.NDArray[np.float32] = radar.heatmap.astype(np.float32).reshape(_shape(radar))
+    return heatmap

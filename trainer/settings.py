@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from trainer.feed_settings import FeedSettings
 from trainer.gauges_settings import GaugesSettings
 from trainer.release_settings import ReleaseSettings
 
@@ -34,7 +35,7 @@ _PAPER: dict[str, Any] = {
 }
 
 
-class TrainerSettings(GaugesSettings, ReleaseSettings):
+class TrainerSettings(FeedSettings, GaugesSettings, ReleaseSettings):
     """The recipe, when to publish, and where weights come from. `mode` sets what is not set one by one."""
 
     mode: Literal["edge", "paper"] = Field(
@@ -95,23 +96,11 @@ class TrainerSettings(GaugesSettings, ReleaseSettings):
     ema_decay: float = Field(
         default=0.995, ge=0, lt=1, description="moving average of the weights that is published; 0: the weights"
     )
-    fresh_share: float = Field(
-        default=0.25, ge=0, le=1, description="share of a batch from the newest pairs; the rest from all"
-    )
-    fresh_pairs: int = Field(default=256, ge=1, description="how many newest pairs count as fresh")
-    max_replays: float = Field(
-        default=12.0,
-        gt=0,
-        description="how often a pair is learnt on average; then the trainer waits for new ones",
-    )
     exclude_within_s: float = Field(
         default=1.0, ge=0, description="no negative from the same site within so many seconds; 0: only not itself"
     )
     centre_vision: bool = Field(default=True, description="subtract each site's mean image encoding")
     subtract_clutter: bool = Field(default=True, description="subtract each site's clutter map from its heatmaps")
-    mirror_share: float = Field(
-        default=0.5, ge=0, le=1, description="share of pairs learnt mirrored: heatmap and image together"
-    )
     gain_jitter_db: float = Field(default=1.5, ge=0, description="augmentation: common gain, sigma")
     noise_db: float = Field(default=1.0, ge=0, description="augmentation: noise a cell, sigma")
     shift_bins: int = Field(default=2, ge=0, le=64, description="augmentation: largest shift in range and azimuth")
@@ -121,7 +110,6 @@ class TrainerSettings(GaugesSettings, ReleaseSettings):
     min_labels: int = Field(default=8, ge=1, description="named frames before the first version")
     keep_versions: int = Field(default=20, ge=2, description="versions kept in the registry")
     checkpoint_every_s: float = Field(default=30.0, gt=0, description="how often the state for a resume is saved")
-    encode_batch: int = Field(default=16, ge=1, le=512, description="images encoded at once")
 
     @model_validator(mode="before")
     @classmethod

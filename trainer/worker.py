@@ -1,14 +1,21 @@
-"""The endless trainer: look -> encode -> step -> save -> publish -> report, until told to stop.
+"""The endless trainer: look -> encode or step -> save -> publish -> report, until told to stop.
 
 It reads the store, writes encodings, profiles, checkpoints and registry versions, and waits when there is nothing
 to learn from. A kill at any moment costs at most the steps since the last checkpoint.
+
+A checkpoint has everything that enters a step and is not in the store: on the same store, steps after a resume are
+the very ones that would have been taken. What is timed (looks, saves, publishing, batches read ahead) enters
+none: batches are drawn in order, the sampler's state is saved as of the last batch that was learnt, and publishing
+has random numbers of its own.
 """
 
+import contextlib
 import os
 import time
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from services.core.logs import Log
@@ -18,17 +25,21 @@ from trainer.checkpoints import Checkpoints
 from trainer.contrast import Contrast
 from trainer.cooldown import cool_down
 from trainer.distributed import LeadingLearner
-from trainer.feed import Feed
+from trainer.feed import Batch, Feed
 from trainer.judge import Judge
 from trainer.learner import DivergedError, Learner
 from trainer.metrics import TrainerMetrics
+from trainer.prefetch import Prefetch
 from trainer.ranks import ALONE, Ranks
 from trainer.release import Releases
+from trainer.sampling import Sampler
 from trainer.settings import TrainerSettings
+from trainer.time_share import TimeShare
 from trainer.vision import VisionEncoder
 
 _LOOK_EVERY_S = 2.0
 _REPORT_EVERY_S = 2.0
+_ROUND_S = 1.0
 _STEPS_A_ROUND = 8
 _NUM_SCALE_PAIRS = 256
 _MAX_DIVERGED = 3
@@ -55,17 +66,21 @@ class TrainerWorker:
         self.feed = Feed(
             settings.store_dir,
             vision=vision,
-            mirror_share=settings.mirror_share,
+            settings=settings,
             centre=settings.centre_vision,
             seed=settings.seed,
             held_out_share=settings.held_out_share,
+            log=log,
         )
         self.judge = Judge(settings, self.feed, log=log, emit=self._emit)
         self.metrics = TrainerMetrics(self.counters, lambda: self.judge.readings)
+        self._batches = Prefetch(self._draw, depth=settings.prefetch)
+        self._sampler_state = self.feed.sampler.state()  # as of the last batch that was learnt
+        self._share = TimeShare(settings.encode_share)
         self.registry = Registry(settings.registry_dir, settings.model_name)
         self._releases = Releases(settings, registry=self.registry, feed=self.feed, log=log)
         self._checkpoints = Checkpoints(settings.data_dir, name=settings.model_name, log=log)
-        self._rng = np.random.default_rng(settings.seed)
+        self._table: npt.NDArray[np.float32] | None = None  # that the learner has
         self.learner: Learner | None = None
         self._losses: dict[str, float] = {}
         self._num_diverged = 0
@@ -87,23 +102,40 @@ class TrainerWorker:
     def run(self, *, max_steps: int | None = None) -> None:
         """Work until stopped, or until `max_steps` steps were taken in all."""
         self._resume()
-        while not self._is_stopping:
-            self._look()
-            num_encoded = self.feed.encode(self.settings.encode_batch)
-            is_ready = self._is_ready()
-            if max_steps is not None and self.learner is not None and self.learner.step_num >= max_steps:
-                break
-            if is_ready and self._has_news():
-                self._learn()
-            elif not num_encoded:
-                time.sleep(0.2)  # nothing to do until ingest stores more; the store has no bell
-            if self.learner is not None:
+        with contextlib.closing(self._batches), contextlib.closing(self._checkpoints):
+            while not self._is_stopping and self.turn(max_steps=max_steps):
+                pass
+            if max_steps is not None:
+                self.publish()
+            self._save()
+
+    def turn(self, *, max_steps: int | None = None) -> bool:
+        """Look, do what is due for about a second, keep, tell; return False once there is nothing left to do."""
+        self._look()
+        is_ready = self._is_ready()
+        if max_steps is not None and self.learner is not None and self.learner.step_num >= max_steps:
+            return False
+        self._work(can_learn=is_ready and self._has_news(), max_steps=max_steps)
+        if self.learner is not None:
+            with torch.random.fork_rng():
                 self.judge.look(self.learner, self._losses)
-            self._save_and_publish()
-            self._report()
-        if max_steps is not None:
-            self.publish()
-        self._save()
+        self._save_and_publish()
+        self._report()
+        return True
+
+    def _work(self, *, can_learn: bool, max_steps: int | None) -> None:
+        """A turn of what is due: some images to encode, or a round of steps."""
+        can_encode = self.feed.num_pending > 0
+        began_s = time.monotonic()
+        is_encoding = can_encode and (not can_learn or self._share.is_encoding_due())
+        if is_encoding:
+            self.feed.encode(self.settings.encode_batch)
+        elif can_learn:
+            self._learn(max_steps=max_steps)
+        else:
+            time.sleep(0.2)  # nothing to do until ingest stores more; the store has no bell
+        if can_encode and can_learn:
+            self._share.note(since_s=began_s, encoded=is_encoding)
 
     def _look(self) -> None:
         if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
@@ -116,7 +148,7 @@ class TrainerWorker:
         if self.learner is None:
             assert self.feed.contract is not None
             self.learner = self._new_learner(self.feed.contract)
-            self.learner.set_input(self.feed.clutter_table(), scale=self._measure_scale())
+            self._set_input(scale=self._measure_scale())
             self._log.info("learning_starts", pairs=len(self.feed), shape=self.feed.contract.shape)
         return True
 
@@ -129,37 +161,55 @@ class TrainerWorker:
             self._had_news = has_news
         return has_news
 
-    def _learn(self) -> None:
+    def _learn(self, *, max_steps: int | None) -> None:
         """A few steps; a loss that is not finite undoes everything since the last checkpoint."""
         assert self.learner is not None
-        settings = self.settings
-        self.learner.set_input(self.feed.clutter_table())
+        self._set_input()
+        began_s = time.monotonic()
         for _ in range(_STEPS_A_ROUND):
-            if self._is_stopping:  # a step of a large encoder takes seconds
+            is_done = max_steps is not None and self.learner.step_num >= max_steps
+            if self._is_stopping or is_done or time.monotonic() - began_s > _ROUND_S:
                 return
-            batch = self.feed.batch(
-                settings.batch_size,
-                fresh_share=settings.fresh_share,
-                fresh_pairs=settings.fresh_pairs,
-                rng=self._rng,
-            )
+            batch, sampler_state = self._batches.next()
+            if self._device.type == "cuda" and self._ranks.size == 1:  # else each rank takes its part
+                batch = batch.to(self._device)
             try:
                 self._note(self.learner.step(batch))
             except DivergedError as error:
-                self._num_diverged += 1
-                self._log.error("diverged", reason=str(error), times=self._num_diverged)
-                if self._num_diverged > _MAX_DIVERGED:
-                    raise
-                self._roll_back()
+                self._undo(str(error))
                 return
+            finally:
+                self._sampler_state = sampler_state  # a batch that diverged is not drawn again
 
-    def _roll_back(self) -> None:
-        """The learner as it was at the last checkpoint; what is known of the store stays."""
+    def _draw(self) -> tuple[Batch, dict[str, Any]]:
+        """A batch, and the sampler's state after it. Runs on the thread that reads ahead."""
+        with self.feed.lock:
+            batch = self.feed.batch(self.settings.batch_size)
+            state = self.feed.sampler.state()
+        return (batch.pinned() if self._device.type == "cuda" else batch.float()), state
+
+    def _set_input(self, *, scale: float | None = None) -> None:
+        """Give the learner the clutter maps of now, if they changed."""
         assert self.learner is not None
-        self.learner = self._new_learner(self.learner.contract)
+        table = self.feed.clutter_table()
+        if table is not self._table or scale is not None:
+            self.learner.set_input(table, scale=scale)
+            self._table = table
+
+    def _undo(self, reason: str) -> None:
+        """The learner as it was at the last checkpoint; what is known of the store stays.
+
+        Raises DivergedError if that did not help.
+        """
+        assert self.learner is not None
+        self._num_diverged += 1
+        self._log.error("diverged", reason=reason, times=self._num_diverged)
+        if self._num_diverged > _MAX_DIVERGED:
+            raise DivergedError(reason, remedy="lower ECHOSIGHT_LEARNING_RATE or set ECHOSIGHT_PRECISION=fp32")
+        self.learner, self._table = self._new_learner(self.learner.contract), None
         state = self._checkpoints.load()
         if state is None:
-            self.learner.set_input(self.feed.clutter_table(), scale=self._measure_scale())
+            self._set_input(scale=self._measure_scale())
         else:
             self.learner.restore(state["learner"])
 
@@ -175,7 +225,7 @@ class TrainerWorker:
 
     def _save_and_publish(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._saved_s >= self.settings.checkpoint_every_s:
+        if now_s - self._saved_s >= self.settings.checkpoint_every_s and not self._checkpoints.is_busy:
             self._save()
         every_s = self.settings.publish_every_s if self._published[0] else _LOOK_EVERY_S
         if now_s - self._published_s >= every_s:
@@ -195,9 +245,10 @@ class TrainerWorker:
         if self._published == news:
             return
         self.feed.save_profiles()
-        learner.set_input(self.feed.clutter_table())
+        self._set_input()
         losses = {name: round(value, 4) for name, value in self._losses.items()}
-        release = self._releases.make(self._to_release(learner), losses=losses)
+        with torch.random.fork_rng():
+            release = self._releases.make(self._to_release(learner), losses=losses)
         if release is None:
             return
         self._published = news
@@ -220,12 +271,10 @@ class TrainerWorker:
         settings = self.settings
         if settings.release_from != "cooldown":
             return learner
-        rng = np.random.default_rng(learner.step_num)  # the sampler's own draws stay those of a resume
+        draws = Sampler(self.feed.pool, settings, seed=learner.step_num)  # learning's own stay those of a resume
         fork = cool_down(
             learner,
-            lambda: self.feed.batch(
-                settings.batch_size, fresh_share=settings.fresh_share, fresh_pairs=settings.fresh_pairs, rng=rng
-            ),
+            lambda: self.feed.batch(settings.batch_size, sampler=draws),
             num_steps=settings.cooldown_steps,
             max_s=settings.cooldown_max_s,
             is_stopping=lambda: self._is_stopping,
@@ -238,17 +287,20 @@ class TrainerWorker:
         self._saved_s = time.monotonic()
         if self.learner is None:
             return
+        if not all(bool(weights.isfinite().all()) for weights in self.learner.encoder.parameters()):
+            self._undo("weights are not finite")  # the loss was, the gradient was not: this must not be kept
+            return
         self.feed.save_profiles()
         assert self.feed.contract is not None
         self._checkpoints.save(
             {
                 "learner": self.learner.state(),
                 "contract": self.feed.contract.model_dump(mode="json"),
-                "sites": list(self.feed.sites),
-                "num_seen": self.feed.num_seen,
+                "feed": self.feed.state(),
                 "losses": dict(self._losses),
                 "vision_id": self._vision.id,
-                "sampler": self._rng.bit_generator.state,
+                "sampler": self._sampler_state,
+                "torch_rng": self._torch_rng(),
                 "accuracy": self._accuracy,
                 "published": list(self._published),
                 "newest": dict(self._newest),
@@ -271,9 +323,10 @@ class TrainerWorker:
             self._log.warning("checkpoint_does_not_fit", reason=str(error)[:200])
             return
         self.feed.contract = contract
-        self.feed.sites = list(state["sites"])
-        self.feed.num_seen = max(self.feed.num_seen, state["num_seen"])
-        self._rng.bit_generator.state = state["sampler"]
+        self.feed.restore(state["feed"])
+        self.feed.sampler.restore(state["sampler"])
+        self._sampler_state = state["sampler"]
+        self._set_torch_rng(state["torch_rng"])
         self._losses = dict(state["losses"])
         self._accuracy = state["accuracy"]
         self._published = (state["published"][0], state["published"][1])
@@ -288,11 +341,22 @@ class TrainerWorker:
             self.settings, contract=contract, key_dim=self._vision.dim, device=self._device, ranks=self._ranks
         )
 
+    def _torch_rng(self) -> dict[str, torch.Tensor]:
+        """States of torch's own generators, which dropout draws from."""
+        states = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._device)
+        return states
+
+    def _set_torch_rng(self, states: dict[str, torch.Tensor]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if self._device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self._device)
+
     def _measure_scale(self) -> float:
         """Standard deviation of clutter-corrected cells, once: from then on it is part of the model."""
-        batch = self.feed.batch(
-            min(_NUM_SCALE_PAIRS, len(self.feed)), fresh_share=0.0, fresh_pairs=1, rng=self._rng
-        )
+        draws = Sampler(self.feed.pool, self.settings, seed=self.settings.seed)
+        batch = self.feed.batch(min(_NUM_SCALE_PAIRS, len(self.feed)), sampler=draws)
         table = torch.from_numpy(self.feed.clutter_table())
         if not self.settings.subtract_clutter:
             table = torch.zeros_like(table)

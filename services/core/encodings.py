@@ -1,9 +1,11 @@
 """The file of encodings: which images a frozen encoder has seen, and what it made of them.
 
-    store/SITE/encodings/ENCODER.bin   header (magic, version, dim), then rows: id, mirrored, checksum, vector
+    store/SITE/encodings/ENCODER.bin   header (magic, version, dim), then rows: id, mirrored, checksum, digest,
+                                       vector
 
-The trainer writes it, and writes it anew when most rows are out of date; a file that lacks the header is from
-before it had one, and is computed again. The store reads the ids: an image that was encoded may be dropped.
+What a row says is true of the image whose bytes have its digest, under whatever id that image is stored. The
+trainer writes the file, and writes it anew when most rows are out of date. Version 2 had no digests; version 1 had
+no header and is computed again. The store reads the ids: an image that was encoded may be dropped.
 """
 
 import os
@@ -20,7 +22,10 @@ from services.core.frames import FrameId
 
 DIRECTORY = "encodings"
 HEADER_BYTES = 32
-_VERSION = 2
+VERSION = 3
+UNKNOWN_DIGEST = 0
+"""Of a row from version 2: it is found by its id alone."""
+_READ_VERSIONS = (2, VERSION)
 _MAGIC = b"ECHOENC"
 _HEADER = struct.Struct("<7sBI20x")
 _MAX_ROWS = 4096
@@ -28,32 +33,37 @@ EncodingRows = npt.NDArray[np.void]
 
 
 def header_of(dim: int) -> bytes:
-    return _HEADER.pack(_MAGIC, _VERSION, dim)
+    return _HEADER.pack(_MAGIC, VERSION, dim)
 
 
-def read_dim(header: bytes, *, path: Path) -> int | None:
-    """The length of a file's vectors; None if it has no header. Raises StoreError for an unknown version."""
+def read_header(header: bytes, *, path: Path) -> tuple[int, int] | None:
+    """Version and length of the vectors; None if there is no header. Raises StoreError for an unknown version."""
     if len(header) < HEADER_BYTES or not header.startswith(_MAGIC):
         return None
     _, version, dim = _HEADER.unpack(header[:HEADER_BYTES])
-    if version != _VERSION:
+    if version not in _READ_VERSIONS:
         raise StoreError(
-            f"encodings {path} have version {version}, expected {_VERSION}",
+            f"encodings {path} have version {version}, expected {VERSION}",
             remedy="upgrade Echosight, or delete the file: it is computed again",
         )
-    return int(dim)
+    return int(version), int(dim)
 
 
-def row_dtype(dim: int) -> "np.dtype[np.void]":
-    return np.dtype(
-        [
-            ("captured_at_ns", "<i8"),
-            ("seq", "<i8"),
-            ("mirrored", "<u4"),
-            ("sum", "<u4"),  # over the row with this field zero
-            ("vector", "<f2", (dim,)),
-        ]
-    )
+def row_dtype(dim: int, *, version: int = VERSION) -> "np.dtype[np.void]":
+    fields: list[Any] = [
+        ("captured_at_ns", "<i8"),
+        ("seq", "<i8"),
+        ("mirrored", "<u4"),
+        ("sum", "<u4"),  # over the row with this field zero
+        ("digest", "<u8"),  # of the image's bytes, as they were stored
+        ("vector", "<f2", (dim,)),
+    ]
+    return np.dtype([field for field in fields if version != 2 or field[0] != "digest"])
+
+
+def digest_of(image: bytes) -> int:
+    """What names an image by its content: XXH3-64 of the compressed file, never UNKNOWN_DIGEST."""
+    return xxhash.xxh3_64_intdigest(image) or 1
 
 
 def checksum(row: Any) -> int:
@@ -109,10 +119,10 @@ class _Follower:
             return False
 
     def take(self) -> set[FrameId]:
-        dim = read_dim(os.pread(self._fd, HEADER_BYTES, 0), path=self._path)
-        if not dim:
+        header = read_header(os.pread(self._fd, HEADER_BYTES, 0), path=self._path)
+        if header is None or not header[1]:
             return set()
-        dtype = row_dtype(dim)
+        dtype = row_dtype(header[1], version=header[0])
         size = os.fstat(self._fd).st_size
         os.fdatasync(self._fd)  # the trainer does not: what a power cut took from it, it computed again
         num = min((size - HEADER_BYTES) // dtype.itemsize - self._num_taken, _MAX_ROWS)

@@ -1,14 +1,17 @@
 """Files that other processes read: written aside, synced, renamed into place."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+Bytes = bytes | memoryview
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: a reader sees the old file or the new one, after any crash too."""
+
+def write_atomically(path: Path, data: Bytes | Iterable[Bytes]) -> None:
+    """Replace `path` by `data` or by its parts: a reader sees the old file or the new one, after any crash too."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     with aside.open("wb") as file:
-        file.write(data)
+        file.writelines([data] if isinstance(data, Bytes) else data)
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)

@@ -62,8 +62,11 @@ class StoredPair:
 class StoreReader:
     """All sites' pairs, as of the last `refresh`, in order of arrival within a site."""
 
-    def __init__(self, store_dir: Path) -> None:
+    def __init__(self, store_dir: Path, *, tracks_changes: bool = False) -> None:
+        """tracks_changes: remember what came and went until `changes` is asked for it."""
         self._dir = store_dir
+        self._tracks_changes = tracks_changes
+        self._vanished: dict[str, set[FrameId]] = {}
         self._sites: dict[str, _Site] = {}
         self._order: list[StoredPair] | None = None
         allow_descriptors()
@@ -76,11 +79,17 @@ class StoreReader:
         try:
             names = stored_sites(self._dir)
             for name in [name for name in self._sites if name not in names]:
-                self._sites.pop(name).close()
+                site = self._sites.pop(name)
+                if self._tracks_changes:
+                    self._vanished.setdefault(name, set()).update(site.touched, site.pairs)
+                site.close()
                 self._order = None
             for name in names:
                 site = self._sites.setdefault(name, _Site(self._dir / name))
-                if site.refresh():
+                is_changed = site.refresh()
+                if not self._tracks_changes:
+                    site.touched.clear()
+                if is_changed:
                     self._order = None
         except OSError as error:
             raise StoreError(
@@ -88,6 +97,15 @@ class StoreReader:
                 remedy="allow more open files (ulimit -n), or repair its permissions; then try again",
             ) from error
         return len(self)
+
+    def changes(self) -> dict[str, dict[FrameId, StoredPair | None]]:
+        """By site, the pairs that came, moved or went (None) since this was last asked; oldest capture first."""
+        touched, self._vanished = self._vanished, {}
+        for name, site in self._sites.items():
+            if site.touched:
+                touched.setdefault(name, set()).update(site.touched)
+                site.touched.clear()
+        return {name: {at: self.find(name, at) for at in sorted(ids)} for name, ids in sorted(touched.items())}
 
     def __len__(self) -> int:
         return sum(len(site.pairs) for site in self._sites.values())
@@ -148,7 +166,7 @@ class StoreReader:
 
 
 class _Site:
-    """One site's segments. pairs: by frame; order: the same, oldest capture first."""
+    """One site's segments. pairs: by frame; order: the same, oldest capture first. touched: what changed."""
 
     def __init__(self, site_dir: Path) -> None:
         self._dir = site_dir
@@ -156,6 +174,7 @@ class _Site:
         self._num_taken: dict[str, int] = {}
         self.pairs: dict[FrameId, StoredPair] = {}
         self.order: list[StoredPair] = []
+        self.touched: set[FrameId] = set()
         self.labels = LabelLog(site_dir, site=site_dir.name)
 
     def refresh(self) -> bool:
@@ -169,6 +188,7 @@ class _Site:
                 is_changed |= segment.is_reloaded
         if is_changed:
             # The seal left out a failed append. Those rows may have hidden pairs of other segments: all anew.
+            self.touched.update(self.pairs)
             self.pairs.clear()
             self.order.clear()
             self._num_taken.clear()
@@ -223,6 +243,7 @@ class _Site:
 
     def _sort_in(self, fresh: list[StoredPair]) -> None:
         """A pair that is in two segments, because it moves, is the later one's."""
+        self.touched.update(pair.id for pair in fresh)
         if len(fresh) > _MANY:
             self.pairs.update((pair.id, pair) for pair in fresh)
             self.order = sorted(self.pairs.values(), key=_id)
@@ -245,6 +266,7 @@ class _Site:
                 known = self.pairs.get(frame_id)
                 if known is not None and known.segment is segment:
                     del self.pairs[frame_id]
+                    self.touched.add(frame_id)
                     gone += 1
             segment.close()
         if gone:

@@ -1,6 +1,7 @@
 """A store of two kinds of scene, one red image and one green, each with its own echo; and a tiny frozen net."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from services.core.frames import CameraFrame, Label, RadarFrame
 from services.core.segments import Pair
 from services.core.store import StoreLimits, StoreWriter
+from trainer.feed import Batch, Feed
 from trainer.settings import TrainerSettings
 from trainer.vision import VisionEncoder
 
@@ -29,7 +31,10 @@ def scene(seq: int, *, site: str = "north", shape: tuple[int, ...] = SHAPE, kind
     at_ns = seq * 2_000 * MS
     axes = ("channel", "range", "azimuth")[-len(shape) :]
     radar = RadarFrame(site, seq, at_ns, heatmap=heatmap.astype(np.float16), axes=axes)
-    return Pair(radar, CameraFrame(site, seq, at_ns + MS, image=simplejpeg.encode_jpeg(image), shape=(32, 32, 3)))
+    data = simplejpeg.encode_jpeg(image)
+    comment = f"{site} {seq}".encode()  # no two files are the same, whatever they show
+    data = data[:2] + b"\xff\xfe" + (2 + len(comment)).to_bytes(2, "big") + comment + data[2:]
+    return Pair(radar, CameraFrame(site, seq, at_ns + MS, image=data, shape=(32, 32, 3)))
 
 
 def label_of(pair: Pair) -> Label:
@@ -42,6 +47,11 @@ def fill(store_dir: Path, pairs: list[Pair], *, num_labels: int = 0, site: str =
     writer.append(pairs)
     writer.append_labels([label_of(pair) for pair in pairs[:num_labels]])
     writer.close()
+
+
+def batch_of(feed: Feed, size: int, *, rng: np.random.Generator) -> Batch:
+    """Any of the feed's pairs."""
+    return feed.collate([sample for _, sample in feed.pool.pick(rng.random((size, 2)))])
 
 
 class _Colours(nn.Module):
@@ -58,26 +68,37 @@ class _Colours(nn.Module):
         return mixed
 
 
-@pytest.fixture
-def vision() -> VisionEncoder:
+def make_vision() -> VisionEncoder:
     torch.manual_seed(0)
     return VisionEncoder(_Colours(), name="colours", dim=12, mean=[127.0] * 3, std=[64.0] * 3)
 
 
+def make_settings(data_dir: Path, **changes: Any) -> TrainerSettings:
+    return TrainerSettings(
+        **{
+            "data_dir": data_dir,
+            "device": "cpu",
+            "precision": "fp32",
+            "min_pairs": 16,
+            "batch_size": 16,
+            "queue_size": 40,
+            "warmup_steps": 5,
+            "min_publish_steps": 5,
+            "min_labels": 4,
+            "exclude_within_s": 0.0,
+            "encode_batch": 64,
+            "shift_bins": 1,
+            "held_out_share": 0.0,
+        }
+        | changes
+    )
+
+
+@pytest.fixture
+def vision() -> VisionEncoder:
+    return make_vision()
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> TrainerSettings:
-    return TrainerSettings(
-        data_dir=tmp_path,
-        device="cpu",
-        precision="fp32",
-        min_pairs=16,
-        batch_size=16,
-        queue_size=40,
-        warmup_steps=5,
-        min_publish_steps=5,
-        min_labels=4,
-        exclude_within_s=0.0,
-        encode_batch=16,
-        shift_bins=1,
-        held_out_share=0.0,
-    )
+    return make_settings(tmp_path)

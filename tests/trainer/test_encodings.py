@@ -1,23 +1,27 @@
 """The cache of encodings: a crash while it is written anew costs nothing."""
 
-import gc
 import os
-import weakref
 
 import numpy as np
 import pytest
 
+from services.core.encodings import UNKNOWN_DIGEST, checksum, header_of, row_dtype
 from services.core.errors import StoreError
 from services.core.files import write_atomically
+from services.core.frames import FrameId
 from tests.trainer.conftest import scene
 from trainer import encodings
-from trainer.encodings import EncodingCache
+from trainer.encodings import Encoded, EncodingCache
+
+
+def scene_id(seq: int) -> FrameId:
+    return FrameId(seq * 1_000_000, seq)
 
 
 @pytest.mark.parametrize("is_renamed", [False, True])
 def test_crash_while_the_file_is_written_anew_loses_no_live_vector(store_dir, monkeypatch, is_renamed) -> None:
     cache = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
-    cache.append([(scene(i).id, False, np.full(12, i, np.float16)) for i in range(1200)])
+    cache.append([Encoded(scene(i).id, False, np.full(12, i, np.float16)) for i in range(1200)])
 
     def crash(path, data) -> None:
         if is_renamed:
@@ -36,26 +40,51 @@ def test_crash_while_the_file_is_written_anew_loses_no_live_vector(store_dir, mo
         assert (vector == i).all()
 
 
-def test_vector_keeps_nothing_but_itself_alive(store_dir) -> None:
+def test_slots_of_vectors_that_went_are_taken_again(store_dir) -> None:
+    cache = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
+    for start in range(0, 10_000, 500):
+        ids = [scene_id(i) for i in range(start, start + 500)]
+        cache.append([Encoded(at, False, np.full(12, at.seq % 100, np.float16), at.seq + 1) for at in ids])
+        cache.forget_all_but(ids)
+        for at in ids:
+            assert (cache.get(at, mirrored=False) == at.seq % 100).all()
+    assert (len(cache), cache.vectors.num_slots) == (500, 1024)
+    assert cache.find(9_000, mirrored=False) is None
+    assert cache.find(9_999, mirrored=False) is not None
+    assert cache._path.stat().st_size < 3_000 * cache._row.itemsize
+
+
+def test_vector_is_found_by_the_content_of_its_image(store_dir) -> None:
     def cache() -> EncodingCache:
         return EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
 
-    cache().append([(scene(i).id, False, np.full(12, i, np.float16)) for i in range(1200)])
-    loaded = cache()
-    old = loaded.get(scene(5).id, mirrored=False)
-    assert old is not None
-    assert old.base is None
-    gone = weakref.ref(old)
-    del old
-    loaded.forget_all_but({scene(i).id for i in range(10)})
-    kept = loaded.get(scene(5).id, mirrored=False)
-    assert kept is gone()  # whoever holds one holds no second copy
-    assert kept is not None
-    assert kept.base is None
-    loaded.forget_all_but(())
-    del kept, loaded
-    gc.collect()
-    assert gone() is None
+    cache().append([Encoded(scene_id(1), True, np.full(12, 7, np.float16), 99)])
+    again = cache()
+    assert again.digest(scene_id(1)) == 99
+    assert again.find(99, mirrored=False) is None
+    found = again.find(99, mirrored=True)
+    assert found is not None
+    assert (found == 7).all()
+    assert again.digest(scene_id(2)) is None
+
+
+def test_file_of_version_2_is_taken_over(store_dir) -> None:
+    path = store_dir / "north" / "encodings" / "e.bin"
+    path.parent.mkdir(parents=True)
+    rows = np.zeros(3, row_dtype(12, version=2))
+    for i, row in enumerate(rows):
+        row["captured_at_ns"], row["seq"] = scene_id(i)
+        row["mirrored"], row["vector"] = i % 2, i
+        row["sum"] = checksum(row)
+    path.write_bytes(header_of(12)[:7] + b"\x02" + header_of(12)[8:] + rows.tobytes())
+    for num_taken_over in (3, 0):
+        cache = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
+        assert cache.num_taken_over == num_taken_over
+        vector = cache.get(scene_id(1), mirrored=True)
+        assert vector is not None
+        assert (vector == 1).all()
+        assert cache.digest(scene_id(1)) == UNKNOWN_DIGEST
+        assert cache.find(UNKNOWN_DIGEST, mirrored=True) is None
 
 
 def test_file_from_before_it_had_a_header_is_computed_again(store_dir) -> None:
@@ -64,7 +93,7 @@ def test_file_from_before_it_had_a_header_is_computed_again(store_dir) -> None:
     path.write_bytes(bytes(48 * 3))
     cache = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
     assert len(cache) == 0
-    cache.append([(scene(1).id, True, np.ones(12, np.float16))])
+    cache.append([Encoded(scene(1).id, True, np.ones(12, np.float16))])
     assert len(EncodingCache(store_dir, site="north", encoder_id="e", dim=12)) == 1
 
 
@@ -74,13 +103,13 @@ def test_unknown_version_and_other_length_are_refused_aloud(store_dir) -> None:
         EncodingCache(store_dir, site="north", encoder_id="e", dim=13)
     path = store_dir / "north" / "encodings" / "e.bin"
     path.write_bytes(path.read_bytes()[:7] + b"\x09" + path.read_bytes()[8:])
-    with pytest.raises(StoreError, match="version 9, expected 2"):
+    with pytest.raises(StoreError, match="version 9, expected 3"):
         EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
 
 
 def test_damaged_vector_is_computed_again(store_dir) -> None:
     cache = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
-    cache.append([(scene(i).id, False, np.full(12, i, np.float16)) for i in range(3)])
+    cache.append([Encoded(scene(i).id, False, np.full(12, i, np.float16)) for i in range(3)])
     path = store_dir / "north" / "encodings" / "e.bin"
     data = bytearray(path.read_bytes())
     data[-60] ^= 1
@@ -103,7 +132,7 @@ def test_whole_rows_of_a_refused_append_are_not_written_over(store_dir, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", refuse)
         with pytest.raises(StoreError, match="No space left"):
-            cache.append([(scene(i).id, False, np.full(12, i, np.float16)) for i in range(3)])
-    cache.append([(scene(7).id, False, np.full(12, 7, np.float16))])
+            cache.append([Encoded(scene(i).id, False, np.full(12, i, np.float16)) for i in range(3)])
+    cache.append([Encoded(scene(7).id, False, np.full(12, 7, np.float16))])
     again = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
     assert [again.get(scene(i).id, mirrored=False) is not None for i in (0, 1, 7)] == [True, False, True]

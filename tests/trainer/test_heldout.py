@@ -67,7 +67,7 @@ def test_held_out_pairs_are_encoded_but_never_in_a_batch(store_dir, vision) -> N
     assert 36 <= len(held) <= 44
     assert len(feed) == feed.num_seen
     assert 400 * 0.9 > len(feed) > 400 * 0.84  # guards are not learnt either
-    batch = feed.batch(len(feed), fresh_share=0.0, fresh_pairs=1, rng=np.random.default_rng(0))
+    batch = feed.batch(len(feed))
     drawn = set(batch.scenes.id.tolist())
     assert len(drawn) == len(feed)
     assert not drawn & held

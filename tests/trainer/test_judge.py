@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 
 from services.core.frames import CameraFrame, RadarFrame
 from services.core.segments import Pair
-from tests.trainer.conftest import SHAPE, fill, scene
+from tests.trainer.conftest import SHAPE, batch_of, fill, scene
 from trainer import worker as worker_module
 from trainer.feed import Feed
 from trainer.judge import Judge
@@ -45,7 +45,14 @@ def judge_of(settings, feed, told: Told) -> Judge:
 
 
 def feed_of(settings, vision, *, share: float) -> Feed:
-    feed = Feed(settings.store_dir, vision=vision, mirror_share=0.0, centre=True, seed=0, held_out_share=share)
+    feed = Feed(
+        settings.store_dir,
+        vision=vision,
+        settings=settings.model_copy(update={"mirror_share": 0.0}),
+        centre=True,
+        seed=0,
+        held_out_share=share,
+    )
     feed.refresh()
     encode_all(feed)
     return feed
@@ -67,7 +74,7 @@ def learner_of(settings, feed, *, num_steps: int) -> Learner:
 def learn(learner, feed, num_steps: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(num_steps):
-        learner.step(feed.batch(16, fresh_share=0.0, fresh_pairs=1, rng=rng))
+        learner.step(batch_of(feed, 16, rng=rng))
 
 
 @pytest.fixture

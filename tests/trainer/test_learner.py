@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.conftest import fill, scene
+from tests.trainer.conftest import batch_of, fill, scene
 from trainer.feed import Feed
+from trainer.feed_settings import FeedSettings
 from trainer.learner import DivergedError, Learner
 
 
 @pytest.fixture
 def feed(store_dir, vision) -> Feed:
     fill(store_dir, [scene(i) for i in range(64)])
-    feed = Feed(store_dir, vision=vision, mirror_share=0.5, centre=True, seed=0)
+    feed = Feed(store_dir, vision=vision, settings=FeedSettings(), centre=True, seed=0)
     feed.refresh()
     while feed.num_pending:
         feed.encode(64)
@@ -32,7 +33,7 @@ def learner_of(settings, feed: Feed, **changes) -> Learner:
 def steps(learner: Learner, feed: Feed, num: int, *, rng: np.random.Generator) -> list[float]:
     losses = []
     for _ in range(num):
-        batch = feed.batch(16, fresh_share=0.25, fresh_pairs=16, rng=rng)
+        batch = batch_of(feed, 16, rng=rng)
         losses.append(learner.step(batch).loss.item())
     return losses
 
@@ -71,7 +72,7 @@ def test_restored_learner_obeys_the_settings_of_now(settings, feed) -> None:
 
 def test_loss_that_is_not_finite_stops_before_the_weights_change(settings, feed) -> None:
     learner = learner_of(settings, feed)
-    batch = feed.batch(16, fresh_share=0.0, fresh_pairs=1, rng=np.random.default_rng(0))
+    batch = batch_of(feed, 16, rng=np.random.default_rng(0))
     batch.heatmap[0] = torch.inf
     before = copy.deepcopy(learner.encoder.state_dict())
     with pytest.raises(DivergedError, match="step 0"):

@@ -10,7 +10,7 @@ import torch
 from services.core.frames import Seen
 from services.core.registry import InputContract, Registry
 from services.core.segments import Pair
-from tests.trainer.conftest import fill, scene
+from tests.trainer.conftest import batch_of, fill, scene
 from trainer.cooldown import cool_down
 from trainer.feed import Feed
 from trainer.learner import Learner
@@ -215,7 +215,7 @@ def test_a_cool_down_ends_at_rate_zero_and_leaves_the_learner_as_it_was(settings
     rng = np.random.default_rng(0)
 
     def draw():
-        return feed.batch(16, fresh_share=0.0, fresh_pairs=1, rng=rng)
+        return batch_of(feed, 16, rng=rng)
 
     learner.step(draw())
     before = {name: value.clone() for name, value in learner.encoder.state_dict().items()}
@@ -238,7 +238,7 @@ def test_a_cool_down_is_given_up_when_told_to_stop_out_of_time_or_diverged(setti
     rng = np.random.default_rng(0)
 
     def draw():
-        return feed.batch(16, fresh_share=0.0, fresh_pairs=1, rng=rng)
+        return batch_of(feed, 16, rng=rng)
 
     times = iter(range(100))
     assert cool_down(learner, draw, num_steps=50, max_s=3.0, now_s=lambda: float(next(times))) is None

@@ -31,8 +31,8 @@ from trainer.evaluation.pretrain import (
 from trainer.evaluation.probe import PAPER_EPOCHS, ProbeName, fit_linear
 from trainer.evaluation.progress import Bars
 from trainer.evaluation.split import Split, split_at_random, split_by_session, unseen_sites
+from trainer.head_nets import Head
 from trainer.learner import Learner
-from trainer.radar import LinearHead
 from trainer.settings import TrainerSettings
 
 _KEPT = ("average", "average_projection")
@@ -137,7 +137,7 @@ class Bench:
         found.is_known[missing] = True
         return found.values[torch.from_numpy(rows)]
 
-    def layer(self, features: torch.Tensor, rows: Rows, *, seed: int) -> LinearHead:
+    def layer(self, features: torch.Tensor, rows: Rows, *, seed: int) -> Head:
         """A linear layer on the features (n, D) of labelled rows, as the plan says."""
         plan, targets = self.plan, targets_of(self.dataset, rows)
         return fit_linear(features, targets, probe=plan.probe, seed=seed, epochs=plan.probe_epochs)

@@ -19,7 +19,7 @@ from services.core.errors import StoreError
 from services.core.frames import CLASSES, FrameId, RadarFrame
 from services.core.registry import InputContract
 from services.core.store import StoredPair, StoreReader
-from trainer.encodings import EncodingCache, Vector
+from trainer.encodings import Encoded, EncodingCache, Vector
 from trainer.vision import VisionEncoder, decode_image
 
 UNLABELLED: Final = -1
@@ -262,7 +262,7 @@ class _Caches:
         return found
 
     def append(self, rows: Iterable[tuple[StoredPair, bool, Vector]]) -> None:
-        self._own.append([(_content_id(pair), mirrored, vector) for pair, mirrored, vector in rows])
+        self._own.append([Encoded(_content_id(pair), mirrored, vector) for pair, mirrored, vector in rows])
 
 
 def _content_id(pair: StoredPair) -> FrameId:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.core.frames import CLASSES
-from trainer.head import fit_head
-from trainer.radar import LinearHead
+from trainer.head import train_head
+from trainer.head_nets import Head, LinearHead
 
 ProbeName = Literal["lbfgs", "paper"]
 """lbfgs: the product's own head, logistic regression to the end. paper: Adam, 1e-4, batches of 64, 32 epochs."""
@@ -19,10 +19,10 @@ _BATCH = 64
 
 def fit_linear(
     features: Tensor, targets: Tensor, *, probe: ProbeName, seed: int, epochs: int = PAPER_EPOCHS
-) -> LinearHead:
+) -> Head:
     """features: (N, D) float32; targets: (N,) int64. The paper names rate and epochs, and no optimizer: Adam."""
     if probe == "lbfgs":
-        return fit_head(features, targets, blocks=[("", 0)] * len(targets), classes=CLASSES).head
+        return train_head("linear", features, targets, torch.ones(len(targets)), num_classes=len(CLASSES))
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     head = LinearHead(features.shape[1], len(CLASSES))
@@ -37,7 +37,7 @@ def fit_linear(
 
 
 @torch.no_grad()
-def predict(head: LinearHead, features: Tensor) -> Tensor:
+def predict(head: Head, features: Tensor) -> Tensor:
     """(N,) int64."""
     predicted: Tensor = head(features).argmax(1)
     return predicted

@@ -20,8 +20,8 @@ from trainer.evaluation.probe import predict
 from trainer.evaluation.report import EvaluationError, Report
 from trainer.evaluation.scores import Answers, accuracy, answer, score
 from trainer.evaluation.split import unseen_sites
+from trainer.head_nets import Head
 from trainer.learner import Learner
-from trainer.radar import LinearHead
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ class _Model:
     """A learner and the layer on it, as they were at some time."""
 
     learner: Learner
-    head: LinearHead
+    head: Head
 
     def predict(self, dataset: Dataset, rows: Rows) -> Rows:
         predicted: Rows = predict(self.head, features_of(self.learner, dataset, rows)).numpy()
@@ -128,7 +128,7 @@ def _learn(
         learner.step(source.batch(np.concatenate([fresh, rest])))
 
 
-def _layer(bench: Bench, learner: Learner, known: Rows, *, seed: int) -> LinearHead:
+def _layer(bench: Bench, learner: Learner, known: Rows, *, seed: int) -> Head:
     labelled = known[bench.dataset.label[known] >= 0]
     if not len(labelled):
         raise EvaluationError("the first chunk has no label", remedy="use fewer chunks: --chunks 4")

@@ -243,7 +243,7 @@ def test_encodings_of_an_unknown_version_are_refused_aloud(store_dir) -> None:
     path = store_dir / "north" / "encodings" / "e.bin"
     data = path.read_bytes()
     path.write_bytes(data[:7] + b"\x09" + data[8:])
-    with pytest.raises(StoreError, match=r"version 9, expected 2; upgrade"):
+    with pytest.raises(StoreError, match=r"version 9, expected 3; upgrade"):
         writer.drop_encoded_images()
     assert FrameId(0, 0) in writer
     writer.close()

@@ -11,7 +11,7 @@ from services.ingest import worker as worker_module
 from tests.clusters import cluster, cluster_url  # noqa: F401 - fixtures
 from tests.conftest import MS, camera_frame, radar_frame
 from tests.services.ingest.test_worker import ids, ingest, publish_pairs, running, stored, until
-from trainer.encodings import EncodingCache
+from trainer.encodings import Encoded, EncodingCache
 
 
 async def test_sites_of_a_cluster_are_ingested_and_handed_over(cluster_url, tmp_path) -> None:  # noqa: F811
@@ -79,7 +79,7 @@ async def test_images_go_once_the_trainer_has_encoded_them(publisher, redis_url,
         reader.refresh()
         encoded, others = reader.pairs[:2], reader.pairs[2:]
         cache = EncodingCache(tmp_path / "store", site="north", encoder_id="test", dim=4)
-        cache.append([(pair.id, False, np.ones(4, np.float16)) for pair in encoded])
+        cache.append([Encoded(pair.id, False, np.ones(4, np.float16)) for pair in encoded])
         await until(lambda: not any(pair.has_image for pair in encoded))
         assert all(pair.radar() is not None for pair in encoded)
         assert all(pair.camera() is not None for pair in others)
