@@ -30,7 +30,7 @@ def feed_of(settings, vision, pairs: list[Pair], *, num_labels: int = 0) -> Feed
     feed = Feed(
         settings.store_dir,
         vision=vision,
-        mirror_share=0.0,
+        settings=settings.model_copy(update={"mirror_share": 0.0}),
         centre=True,
         seed=0,
         held_out_share=settings.held_out_share,

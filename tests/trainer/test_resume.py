@@ -109,7 +109,7 @@ def test_frame_that_is_not_finite_stops_before_the_step_and_does_not_come_again(
     def batch(feed: Feed, size: int, **options: Any) -> Any:
         drawn = honest(feed, size, **options)
         if next(worker_calls, False):
-            drawn.heatmap[0, 0, 0, 0] = torch.nan
+            drawn.heatmap[0] = torch.nan  # one cell could be shifted out of the map
         return drawn
 
     monkeypatch.setattr(Feed, "batch", batch)
