@@ -89,12 +89,14 @@ class Learner:
         scenes = batch.scenes.to(self.device)
         all_k, all_scenes = self.ranks.gather(k), scenes.gathered(self.ranks)  # of all ranks
         found = self._contrast(q, k, scenes, all_k=all_k, all_scenes=all_scenes)
-        loss = self.ranks.mean(found.loss.detach().clone())
-        if not torch.isfinite(loss):
-            raise DivergedError(f"loss is {loss.item()} at step {self.step_num}", remedy=_LOWER_RATE)
         self.optimizer.zero_grad(set_to_none=True)
         found.loss.backward()  # type: ignore[no-untyped-call]
-        self._average_gradients()
+        loss, size = self.ranks.mean(found.loss.detach().clone()), self._average_gradients()
+        if not torch.isfinite(loss + size):  # one look for both: on a GPU it waits for all that was asked for
+            raise DivergedError(
+                f"loss is {loss.item()}, its gradient {size.item():g} long, at step {self.step_num}",
+                remedy=_LOWER_RATE,
+            )
         self.optimizer.step()
         self.queue.push(all_k, all_scenes)
         self.step_num += 1
@@ -188,13 +190,17 @@ class Learner:
         self.preprocess.scale.copy_(state["scale"])
         self.step_num, self.num_learnt = state["step_num"], state["num_learnt"]
 
-    def _average_gradients(self) -> None:
-        """One exchange for all of them. The mean over ranks of equal parts is the whole batch's gradient."""
-        if self.ranks.size == 1:
-            return
+    def _average_gradients(self) -> Tensor:
+        """The mean over ranks of equal parts is the whole batch's gradient; return its L2 norm, ()."""
         gradients = [
             p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
+        if self.ranks.size > 1:
+            self._exchange(gradients)
+        return nn.utils.get_total_norm(gradients)
+
+    def _exchange(self, gradients: list[Tensor]) -> None:
+        """Put the mean over the ranks in place of each gradient, all of them at once."""
         mean = self.ranks.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         for gradient, part in zip(gradients, torch.split(mean, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))

@@ -101,3 +101,13 @@ def test_sgd_with_cosine_runs_the_same_step(settings, feed) -> None:
     steps(learner, feed, 9, rng=np.random.default_rng(0))
     assert 0 < learner.optimizer.param_groups[0]["lr"] < settings.learning_rate
     assert float(learner.log_scale.exp()) == pytest.approx(1 / 0.2, rel=1e-4)
+
+
+def test_gradient_that_is_not_finite_stops_before_the_weights_change_too(settings, feed) -> None:
+    """As a CPU library was seen to give, under a loss that looked well."""
+    learner = learner_of(settings, feed)
+    learner.encoder.stem[1].weight.register_hook(lambda gradient: gradient * torch.nan)
+    before = copy.deepcopy(learner.encoder.state_dict())
+    with pytest.raises(DivergedError, match="gradient nan long, at step 0"):
+        learner.step(feed.batch(16))
+    assert all(torch.equal(before[name], value) for name, value in learner.encoder.state_dict().items())
