@@ -47,7 +47,7 @@ def main(
     """Classify posted radar heatmaps by the champion of the model registry; take over what the trainer publishes.
 
     Ready (GET /readyz) once a model has answered. SIGTERM: finish, then end.
-    Other settings are environment variables (ECHOSIGHT_*); see README.md.
+    Other settings are environment variables (ECHOSIGHT_*); see docs/settings.md.
 
     [bold]Examples[/bold]
 

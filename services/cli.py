@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Vision teaches radio: learn from a camera what radar echoes mean, serve from the radar alone.",
     epilog="Start with `echosight up`; then `echosight status`, and COMMAND --help for examples. Settings are "
-    "environment variables; README.md has the table.",
+    "environment variables; docs/settings.md has the table.",
 )
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
 _BEYOND_GRACE_S = 10.0

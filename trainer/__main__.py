@@ -30,7 +30,7 @@ def main(
     """Learn from the pairs in the rolling store, without labels and without end; publish models.
 
     SIGTERM: save and end; the next start goes on from there.
-    Settings are environment variables (ECHOSIGHT_*); see README.md.
+    Settings are environment variables (ECHOSIGHT_*); see docs/settings.md.
 
     [bold]Examples[/bold]
 

@@ -57,7 +57,7 @@ class CoreSettings(BaseSettings):
             variable = environment_name(cls, name) if name in cls.model_fields else name
             raise SettingsError(
                 f"setting {variable} is {first.get('input')!r}: {first['msg']}",
-                remedy="see the table of settings in README.md",
+                remedy="see the table in docs/settings.md",
             ) from None
 
 

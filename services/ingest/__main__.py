@@ -24,7 +24,7 @@ def main(
     """Pair radar and camera frames from the streams and keep the pairs in the rolling store.
 
     Any number of such processes share the sites. SIGTERM: commit, hand over, end.
-    Settings are environment variables (ECHOSIGHT_*, REDIS_URL); see README.md.
+    Settings are environment variables (ECHOSIGHT_*, REDIS_URL); see docs/settings.md.
 
     [bold]Examples[/bold]
 

@@ -54,7 +54,7 @@ def test_argument_wins_over_the_environment(monkeypatch) -> None:
 )
 def test_bad_value_names_the_variable_and_the_value(monkeypatch, variable, value) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError, match=rf"setting {variable} is '{value}': .*; see the table of settings"):
+    with pytest.raises(SettingsError, match=rf"setting {variable} is '{value}': .*; see the table in docs"):
         IngestSettings.read()
 
 
