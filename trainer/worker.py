@@ -5,8 +5,8 @@ to learn from. A kill at any moment costs at most the steps since the last check
 
 A checkpoint has everything that enters a step and is not in the store: on the same store, steps after a resume are
 the very ones that would have been taken. What is timed (looks, saves, publishing, batches read ahead) enters
-none: batches are drawn in order, the sampler's state is saved as of the last batch that was learnt, and publishing
-has random numbers of its own.
+none: batches are drawn in order, the sampler's state is saved as of the last batch that was learnt, and a step's
+random numbers follow from its number.
 """
 
 import contextlib
@@ -117,8 +117,7 @@ class TrainerWorker:
             return False
         self._work(can_learn=is_ready and self._has_news(), max_steps=max_steps)
         if self.learner is not None:
-            with torch.random.fork_rng():
-                self.judge.look(self.learner, self._losses)
+            self.judge.look(self.learner, self._losses)
         self._save_and_publish()
         self._report()
         return True
@@ -247,8 +246,7 @@ class TrainerWorker:
         self.feed.save_profiles()
         self._set_input()
         losses = {name: round(value, 4) for name, value in self._losses.items()}
-        with torch.random.fork_rng():
-            release = self._releases.make(self._to_release(learner), losses=losses)
+        release = self._releases.make(self._to_release(learner), losses=losses)
         if release is None:
             return
         self._published = news
@@ -288,7 +286,7 @@ class TrainerWorker:
         if self.learner is None:
             return
         if not all(bool(weights.isfinite().all()) for weights in self.learner.encoder.parameters()):
-            self._undo("weights are not finite")  # the loss was, the gradient was not: this must not be kept
+            self._undo("weights are not finite")  # a step took them beyond; this must not be kept
             return
         self.feed.save_profiles()
         assert self.feed.contract is not None
@@ -300,7 +298,6 @@ class TrainerWorker:
                 "losses": dict(self._losses),
                 "vision_id": self._vision.id,
                 "sampler": self._sampler_state,
-                "torch_rng": self._torch_rng(),
                 "accuracy": self._accuracy,
                 "published": list(self._published),
                 "newest": dict(self._newest),
@@ -326,7 +323,6 @@ class TrainerWorker:
         self.feed.restore(state["feed"])
         self.feed.sampler.restore(state["sampler"])
         self._sampler_state = state["sampler"]
-        self._set_torch_rng(state["torch_rng"])
         self._losses = dict(state["losses"])
         self._accuracy = state["accuracy"]
         self._published = (state["published"][0], state["published"][1])
@@ -340,18 +336,6 @@ class TrainerWorker:
         return LeadingLearner(
             self.settings, contract=contract, key_dim=self._vision.dim, device=self._device, ranks=self._ranks
         )
-
-    def _torch_rng(self) -> dict[str, torch.Tensor]:
-        """States of torch's own generators, which dropout draws from."""
-        states = {"cpu": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self._device)
-        return states
-
-    def _set_torch_rng(self, states: dict[str, torch.Tensor]) -> None:
-        torch.set_rng_state(states["cpu"])
-        if self._device.type == "cuda" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], self._device)
 
     def _measure_scale(self) -> float:
         """Standard deviation of clutter-corrected cells, once: from then on it is part of the model."""
