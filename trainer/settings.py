@@ -23,6 +23,7 @@ _PAPER: dict[str, Any] = {
     "schedule": "cosine",
     "warmup_steps": 0,
     "ema_decay": 0.0,
+    "sampling": "shuffled",
     "max_replays": 400.0,
     "fresh_share": 0.0,
     "exclude_within_s": 0.0,
