@@ -53,11 +53,14 @@ class Listeners:
         self._overflown: set[asyncio.Queue[Event]] = set()
 
     async def run(self) -> None:
-        """Feed the clients, until cancelled. A lost server is waited for."""
+        """Feed the clients, until cancelled. A lost server is waited for.
+
+        It looks for itself whether the server stops: a cancellation that meets the end of a read can be lost in it.
+        """
         if self._client is None:
             return
         reader, last_id, is_lost = EventReader(self._client), "", False
-        while True:
+        while not self._live.is_stopping:
             try:
                 last_id = last_id or await reader.newest_id()
                 last_id, events = await reader.after(last_id, block_ms=_BLOCK_MS)
