@@ -55,7 +55,7 @@ class Listeners:
     async def run(self) -> None:
         """Feed the clients, until cancelled. A lost server is waited for.
 
-        It looks for itself whether the server stops: a cancellation that meets the end of a read can be lost in it.
+        It looks for itself whether the server stops: a cancellation that meets the end of a read can be lost.
         """
         if self._client is None:
             return

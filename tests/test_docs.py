@@ -39,7 +39,9 @@ def settings_rows() -> list[str]:
 
 def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
     table = [
-        line for line in SETTINGS.read_text().splitlines() if re.match(r"\| (all|sensors|ingest|trainer|API) ", line)
+        line
+        for line in SETTINGS.read_text().splitlines()
+        if re.match(r"\| (all|sensors|ingest|trainer|API) ", line)
     ]
     assert table == settings_rows()
 

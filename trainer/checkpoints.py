@@ -6,6 +6,7 @@ A save copies the state and returns; a thread writes it, one at a time.
 """
 
 import io
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ class Checkpoints:
         self._log = log
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._saved_s = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Since the last save that is on disk, or since the start."""
+        return time.monotonic() - self._saved_s
 
     @property
     def is_busy(self) -> bool:
@@ -41,17 +48,26 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return once nothing is being written."""
-        if self._writing is not None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
             try:
-                self._writing.result()
+                writing.result()
             except OSError as error:
                 self._log.error("checkpoint_not_saved", path=str(self._path), reason=str(error))
-            self._writing = None
 
     def close(self) -> None:
         """Return once all is written."""
         self.wait()
         self._pool.shutdown()
+
+    def set_aside(self) -> Path:
+        """Put what is there under another name, for it does not fit what learns now; return where."""
+        self.wait()
+        unfit = self._path.with_suffix(".unfit.pt")
+        for path in (self._previous, self._path):  # the newest last: it stays
+            if path.exists():
+                path.replace(unfit)
+        return unfit
 
     def load(self) -> dict[str, Any] | None:
         """The newest whole state, or None. A damaged or unknown file is said aloud and passed over."""
@@ -78,6 +94,7 @@ class Checkpoints:
             self._previous.unlink(missing_ok=True)
             self._previous.hardlink_to(self._path)
         write_atomically(self._path, buffer.getbuffer())
+        self._saved_s = time.monotonic()
 
 
 def _on_host(value: Any) -> Any:

@@ -60,8 +60,11 @@ def contrast(
                 soft = -(target * log_p.masked_fill(target == 0, 0.0)).sum(1)
                 value = (1 - soft_share) * value + soft_share * soft
         case "decoupled":
-            rest = logits[:, 1:].masked_fill(~is_negative.any(1, keepdim=True), 0.0)  # no negative at all: log 1
-            value = rest.logsumexp(1) - logits[:, 0]
+            has_negatives = is_negative.any(1)
+            rest = logits[:, 1:].masked_fill(
+                ~has_negatives[:, None], 0.0
+            )  # finite for backward, and then left out
+            value = rest.logsumexp(1).masked_fill(~has_negatives, 0.0) - logits[:, 0]
         case "sigmoid":
             value = -F.logsigmoid(logits[:, 0] + bias)
             value = value - F.logsigmoid(-(logits[:, 1:] + bias)).masked_fill(~is_negative, 0.0).sum(1)

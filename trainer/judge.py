@@ -73,6 +73,7 @@ class Judge:
         self._began_s = self._due_s = now_s()
         self._spent_s = 0.0
         self._num_readings = 0
+        self._num_not_finite = 0  # sets of encodings in this reading
         self._syncs: dict[str, SyncLag] = {}
         self._lags: dict[str, Lag] = {}
         self._seen_ns: dict[str, int] = {}
@@ -123,15 +124,18 @@ class Judge:
 
     def _read(self, learner: Learner, losses: dict[str, float]) -> dict[str, Any]:
         found: dict[str, Any] = {"step": learner.step_num}
+        self._num_not_finite = 0
         if "loss" in losses:
             found |= {name: round(losses[name], 4) for name in ("loss", "chance")}
-            found["mi_nats"] = round(gauges.mi_bound(losses["loss"], losses["chance"]), 4)
+            if learner.settings.loss == "info_nce" and not learner.settings.soft_share:  # no other is such a bound
+                found["mi_nats"] = round(gauges.mi_bound(losses["loss"], losses["chance"]), 4)
         found |= self._read_held_out(learner)
         if self._num_readings % _PROBE_EVERY == 1:  # not the first: what is cheap is told soon
             self._probe = self._read_probe(learner) or self._probe
         if self._probe:
             found["probe"] = self._probe
         found["sites"] = self._read_sites(learner)
+        self._alarm("not_finite", is_on=self._num_not_finite > 0, do=_NO_NUMBER)
         found["alarms"] = sorted(self._alarms)
         return found
 
@@ -150,7 +154,7 @@ class Judge:
             return found
         settings = learner.settings
         others = is_negative(batch.scenes, batch.scenes, exclude_within_ns=round(settings.exclude_within_s * 1e9))
-        scale = float(learner.log_scale.detach().exp())
+        scale = float(learner.scale.detach())
         loss, chance = gauges.contrast_loss(q, k, is_candidate=others, scale=scale)
         rank, std = gauges.effective_rank(features), gauges.feature_std(features)
         values = asdict(gauges.retrieval(q, k, is_candidate=others)) | {
@@ -268,7 +272,7 @@ class Judge:
 
     def _is_finite(self, encodings: Tensor) -> bool:
         is_finite = bool(torch.isfinite(encodings).all())
-        self._alarm("not_finite", is_on=not is_finite, do=_NO_NUMBER)
+        self._num_not_finite += not is_finite
         return is_finite
 
     def _alarm(self, name: str, *, is_on: bool, **values: Any) -> None:

@@ -5,6 +5,7 @@ learner with the same weights and a part of every batch; keys are gathered, grad
 """
 
 import copy
+import hashlib
 import math
 from typing import Any
 
@@ -78,7 +79,7 @@ class Learner:
 
         All random numbers of a step follow from seed, step and rank: a resume needs no generator's state.
         """
-        torch.manual_seed((self.settings.seed << 40) ^ (self.step_num << 8) ^ self.ranks.rank)
+        torch.manual_seed(_seed_of(self.settings.seed, self.step_num, self.ranks.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._schedule() * self.rate_factor
         self.encoder.train()
@@ -88,9 +89,9 @@ class Learner:
         k = nn.functional.normalize(batch.k.to(self.device), dim=1)  # (B, D)
         scenes = batch.scenes.to(self.device)
         all_k, all_scenes = self.ranks.gather(k), scenes.gathered(self.ranks)  # of all ranks
-        found = self._contrast(q, k, scenes, all_k=all_k, all_scenes=all_scenes)
+        objective, found = self._contrast(q, k, scenes, all_k=all_k, all_scenes=all_scenes)
         self.optimizer.zero_grad(set_to_none=True)
-        found.loss.backward()  # type: ignore[no-untyped-call]
+        objective.backward()  # type: ignore[no-untyped-call]
         loss, size = self.ranks.mean(found.loss.detach().clone()), self._average_gradients()
         if not torch.isfinite(loss + size):  # one look for both: on a GPU it waits for all that was asked for
             raise DivergedError(
@@ -104,6 +105,11 @@ class Learner:
         self._update_average()
         return Contrast(loss, found.chance, found.top1)
 
+    @property
+    def scale(self) -> Tensor:
+        """1 / tau, ()."""
+        return self.log_scale.exp().clamp(max=_MAX_SCALE)
+
     def _encode(self, x: Tensor) -> Tensor:
         """(B, C, R, A) float32, preprocessed -> (B, D) float32."""
         mixed = self.ranks.mixed(x, round_num=self.step_num) if self.settings.shuffle_bn else None
@@ -111,26 +117,28 @@ class Learner:
             q: Tensor = self.projection(self._compiled(self.precision.lay_out(mixed.rows if mixed else x)))
         return mixed.back(q.float()) if mixed else q.float()
 
-    def _contrast(self, q: Tensor, k: Tensor, scenes: Scenes, *, all_k: Tensor, all_scenes: Scenes) -> Contrast:
-        """Radar to image against the queue, and if so asked against the batch, and image to radar.
+    def _contrast(
+        self, q: Tensor, k: Tensor, scenes: Scenes, *, all_k: Tensor, all_scenes: Scenes
+    ) -> tuple[Tensor, Contrast]:
+        """What is minimised, and the contrast of radar to image, which is what is told.
 
-        q: (B, D) float32. k: (B, D) float32, unit L2 norm. all_k, all_scenes: of all ranks, ours among them.
+        Radar to image is against the queue and, if so asked, the batch; then image to radar may count as much. q:
+        (B, D) float32. k: (B, D) float32, unit L2 norm. all_k, all_scenes: of all ranks, ours among them.
         """
         settings, within_ns = self.settings, round(self.settings.exclude_within_s * 1e9)
-        scale = self.log_scale.exp().clamp(max=_MAX_SCALE)
         negatives = self.queue.keys.clone()  # the push that follows must not change what backward needs
         mask = is_negative(scenes, self.queue.scenes, exclude_within_ns=within_ns)  # (B, K)
         if settings.in_batch_negatives:
             beside = is_negative(scenes, all_scenes, exclude_within_ns=within_ns)  # (B, all B)
             negatives, mask = torch.cat([all_k, negatives]), torch.cat([beside, mask], 1)
-        options: dict[str, Any] = {"scale": scale, "loss": settings.loss, "bias": self.bias}
+        options: dict[str, Any] = {"scale": self.scale, "loss": settings.loss, "bias": self.bias}
         soft: dict[str, Any] = {"soft_share": settings.soft_share, "soft_scale": 1 / settings.soft_temperature}
         found = contrast(q, k, negatives=negatives, is_negative=mask, **options, **soft)
         if settings.in_batch_negatives and settings.symmetric:
             all_q = nn.functional.normalize(self.ranks.gather_with_gradient(q), dim=1)
             back = contrast(k, q, negatives=all_q, is_negative=beside, **options)
-            return Contrast((found.loss + back.loss) / 2, found.chance, found.top1)
-        return found
+            return (found.loss + back.loss) / 2, found
+        return found.loss, found
 
     def set_input(self, clutter: npt.NDArray[np.float32], *, scale: float | None = None) -> None:
         """Take the newest clutter table (1 + S, C, R, A), and the scale once it is known."""
@@ -182,7 +190,8 @@ class Learner:
         if self.settings.learn_temperature:
             self.log_scale.data.copy_(state["log_scale"])
         self.bias.data.copy_(state["bias"])
-        self.queue.load_state_dict(state["queue"])
+        if len(state["queue"]["keys"]) == self.queue.K:  # one of another length starts empty
+            self.queue.load_state_dict(state["queue"])
         if state["optimizer_name"] == self.settings.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
             for group, fresh in zip(self.optimizer.param_groups, self._make_optimizer().param_groups, strict=True):
@@ -253,6 +262,11 @@ class Learner:
                 ours.lerp_(theirs, 1 - decay)
         for held, newest in zip(self.average.buffers(), self.encoder.buffers(), strict=True):
             held.copy_(newest)  # batch norm's statistics are an average already
+
+
+def _seed_of(*numbers: int) -> int:
+    """63 bits that follow from the numbers."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _projection(settings: TrainerSettings, feature_dim: int, key_dim: int) -> nn.Module:

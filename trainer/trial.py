@@ -120,6 +120,8 @@ class Trial:
         x, x_theirs, at = both
         named = [held_out[i] for i in at]
         targets = torch.tensor([name.target for name in named])
+        if len(set(targets.tolist())) < 2:  # whoever always says that class is always right
+            return None
         counts = naming.describe(named)
         return Evidence(
             "accuracy",
@@ -146,7 +148,7 @@ class Trial:
             weights=torch.tensor([name.weight for name in named]),
         )
         tested = fit.is_tested & by_people if by_people.any() else fit.is_tested
-        if int(tested.sum()) < MIN_TESTED:
+        if int(tested.sum()) < MIN_TESTED or len(set(targets[tested].tolist())) < 2:
             return None
         rows = tested.nonzero().flatten().tolist()
         right = [_shares((of.logits.argmax(1) == targets)[tested]) for of in (fit, their_fit)]

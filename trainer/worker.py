@@ -10,6 +10,7 @@ random numbers follow from its number.
 """
 
 import contextlib
+import hashlib
 import os
 import time
 from typing import Any
@@ -83,8 +84,8 @@ class TrainerWorker:
         self._table: npt.NDArray[np.float32] | None = None  # that the learner has
         self.learner: Learner | None = None
         self._losses: dict[str, float] = {}
-        self._num_diverged = 0
-        self._published = (0, 0)  # step, labels and names of the last version
+        self._num_diverged = self._diverged_at = 0
+        self._published = (0, "")  # step, and a digest of the names, of the last version
         self._had_news = True
         self._misfits: set[str] = set()
         self._accuracy: float | None = None
@@ -202,6 +203,7 @@ class TrainerWorker:
         """
         assert self.learner is not None
         self._num_diverged += 1
+        self._diverged_at = self.learner.step_num
         self._log.error("diverged", reason=reason, times=self._num_diverged)
         if self._num_diverged > _MAX_DIVERGED:
             raise DivergedError(reason, remedy="lower ECHOSIGHT_LEARNING_RATE or set ECHOSIGHT_PRECISION=fp32")
@@ -228,8 +230,8 @@ class TrainerWorker:
             self._save()
         every_s = self.settings.publish_every_s if self._published[0] else _LOOK_EVERY_S
         if now_s - self._published_s >= every_s:
-            self._published_s = now_s
             self.publish()
+            self._published_s = time.monotonic()  # after it: one that takes long leaves as long for learning
 
     def publish(self) -> None:
         """A new version, if the encoder has learnt and enough frames have a name."""
@@ -239,11 +241,10 @@ class TrainerWorker:
         num_names = self._releases.num_names()
         if num_names < settings.min_labels:
             return
-        # A label on a frame that the detector had named changes one number only, one not yet encoded the other.
-        news = (learner.step_num, self.feed.num_labels + num_names)
+        news = (learner.step_num, self._names_digest(num_names))
         if self._published == news:
             return
-        self.feed.save_profiles()
+        self._save_profiles()
         self._set_input()
         losses = {name: round(value, 4) for name, value in self._losses.items()}
         release = self._releases.make(self._to_release(learner), losses=losses)
@@ -263,6 +264,11 @@ class TrainerWorker:
             pruned=gone,
         )
         self._emit("published", version=release.version, metrics=release.metrics)
+
+    def _names_digest(self, num_names: int) -> str:
+        """Changes with every label that comes, goes or is corrected, and with the number of named frames."""
+        said = sorted((pair.site, pair.id, label.label) for pair, label in self.feed.reader.labelled())
+        return hashlib.blake2b(repr((num_names, said)).encode(), digest_size=8).hexdigest()
 
     def _to_release(self, learner: Learner) -> Learner:
         """The learner, whose average is released; or a cooled copy of it, if asked for and done in time."""
@@ -288,7 +294,9 @@ class TrainerWorker:
         if not all(bool(weights.isfinite().all()) for weights in self.learner.encoder.parameters()):
             self._undo("weights are not finite")  # a step took them beyond; this must not be kept
             return
-        self.feed.save_profiles()
+        if self.learner.step_num > self._diverged_at:  # what was undone has been overcome
+            self._num_diverged = 0
+        self._save_profiles()
         assert self.feed.contract is not None
         self._checkpoints.save(
             {
@@ -304,20 +312,33 @@ class TrainerWorker:
             }
         )
 
+    def _save_profiles(self) -> None:
+        """A full disk is said, and survived: profiles are made again."""
+        try:
+            self.feed.save_profiles()
+        except OSError as error:
+            self._log.error("profiles_not_saved", reason=str(error), do="free some disk")
+
     def _resume(self) -> None:
         """Go on where the last checkpoint left off, if there is one of this recipe."""
         state = self._checkpoints.load()
         if state is None:
             return
         if state["vision_id"] != self._vision.id:
-            self._log.warning("vision_encoder_changed", was=state["vision_id"], now=self._vision.id)
+            was, aside = state["vision_id"], str(self._checkpoints.set_aside())
+            self._log.warning(
+                "vision_encoder_changed", was=was, now=self._vision.id, do=f"its state is in {aside}"
+            )
             return
         contract = InputContract.model_validate(state["contract"])
         learner = self._new_learner(contract)
         try:
             learner.restore(state["learner"])
         except (RuntimeError, ValueError, KeyError) as error:
-            self._log.warning("checkpoint_does_not_fit", reason=str(error)[:200])
+            aside = str(self._checkpoints.set_aside())
+            self._log.warning(
+                "checkpoint_does_not_fit", reason=str(error)[:200], do=f"learning starts anew; it is in {aside}"
+            )
             return
         self.feed.contract = contract
         self.feed.restore(state["feed"])
@@ -386,7 +407,7 @@ class TrainerWorker:
             "pairs": len(self.feed),
             "pending_pairs": self.feed.num_pending,
             "skipped_pairs": self.feed.num_skipped,
-            "checkpoint_age_seconds": time.monotonic() - self._saved_s,
+            "checkpoint_age_seconds": self._checkpoints.age_s,
         }
         if self._device.type == "cuda":
             counted["device_memory_bytes"] = torch.cuda.memory_allocated(self._device)

@@ -104,10 +104,14 @@ def test_soft_targets_share_the_positive_with_what_looks_alike_and_never_with_wh
 def test_every_loss_is_finite_without_negatives(loss) -> None:
     q = torch.randn(2, 4, requires_grad=True)
     mask = torch.zeros(2, 3, dtype=torch.bool)
-    found = contrast(q, some(2, 4), negatives=some(3, 4), is_negative=mask, scale=5.0, loss=loss)
+    k = some(2, 4)
+    found = contrast(q, k, negatives=some(3, 4), is_negative=mask, scale=5.0, loss=loss)
     found.loss.backward()
     assert q.grad is not None
     assert q.grad.isfinite().all()
+    if loss == "decoupled":
+        expected = -5 * F.cosine_similarity(q, k).mean()
+        assert float(found.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 11, 29])

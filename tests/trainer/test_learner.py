@@ -40,7 +40,7 @@ def steps(learner: Learner, feed: Feed, num: int, *, rng: np.random.Generator) -
 
 def test_radar_learns_to_name_its_image_among_the_queue(settings, feed) -> None:
     """Half of the queue shows the same kind of scene, so log(1 + K / 2) is the best there is."""
-    learner = learner_of(settings, feed)
+    learner = learner_of(settings, feed, in_batch_negatives=False)
     losses = steps(learner, feed, 25, rng=np.random.default_rng(0))
     chance = math.log(1 + settings.queue_size)
     assert np.mean(losses[-5:]) < chance - 0.5
@@ -111,3 +111,19 @@ def test_gradient_that_is_not_finite_stops_before_the_weights_change_too(setting
     with pytest.raises(DivergedError, match="gradient nan long, at step 0"):
         learner.step(feed.batch(16))
     assert all(torch.equal(before[name], value) for name, value in learner.encoder.state_dict().items())
+
+
+def test_what_is_told_stands_at_the_chance_line_while_nothing_is_learnt(settings, feed) -> None:
+    """Both ways are minimised; radar to image is told, for that is what chance is of."""
+    learner = learner_of(settings, feed, temperature=100.0, learning_rate=1e-9, seed=20261127)
+    for _ in range(4):
+        found = learner.step(feed.batch(16))
+    assert float(found.loss) == pytest.approx(float(found.chance), abs=0.02)
+
+
+def test_queue_of_another_length_starts_empty_after_a_resume(settings, feed) -> None:
+    learner = learner_of(settings, feed)
+    steps(learner, feed, 2, rng=np.random.default_rng(0))
+    longer = learner_of(settings, feed, queue_size=80)
+    longer.restore(copy.deepcopy(learner.state()))
+    assert (longer.step_num, int(longer.queue.num_seen), longer.queue.K) == (2, 0, 80)
