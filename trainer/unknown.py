@@ -102,7 +102,7 @@ def fit_open_set(
     strangers = {
         name: auroc(*_without(i, features, targets, folds))
         for i, name in enumerate(classes)
-        if _can_leave_out(i, targets)
+        if _can_leave_out(i, targets, folds)
     }
     metrics: dict[str, Any] = {
         "score": "knn",
@@ -140,6 +140,8 @@ def _without(i: int, features: Tensor, targets: Tensor, folds: Tensor) -> tuple[
     return known, fit_unknown(features[rest], targets[rest])(features[~rest])
 
 
-def _can_leave_out(i: int, targets: Tensor) -> bool:
-    num = int((targets == i).sum())
-    return num >= _MIN_OF_CLASS and len(targets) - num >= _MIN_FRAMES
+def _can_leave_out(i: int, targets: Tensor, folds: Tensor) -> bool:
+    rest = targets != i
+    num_rest = int(rest.sum())
+    is_enough = len(targets) - num_rest >= _MIN_OF_CLASS and num_rest >= _MIN_FRAMES
+    return is_enough and len(set(folds[rest].tolist())) > 1

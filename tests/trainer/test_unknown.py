@@ -57,6 +57,16 @@ def test_a_description_builds_the_same_score_again() -> None:
         build_unknown({"score": "psychic"}, 16)
 
 
+def test_class_whose_absence_leaves_one_stretch_of_time_is_not_left_out() -> None:
+    """25 cars of one block, 6 pedestrians of another: without these nothing can be held out."""
+    targets = torch.tensor([3] * 25 + [1] * 6)
+    folds = torch.tensor([0] * 25 + [1] * 6)
+    features = torch.eye(16)[targets] + torch.randn(31, 16, generator=torch.Generator().manual_seed(0)) * 0.1
+    found = fit_open_set(features, targets, folds, classes=CLASSES, accepted_share=0.95, noise=features[:0])
+    assert found is not None
+    assert found.metrics["auroc_class_left_out"] == {}
+
+
 def test_too_few_frames_give_no_score() -> None:
     features, targets = clouds(16)
     assert fit_open_set(features, targets, targets, classes=CLASSES, accepted_share=0.99, noise=features) is None
