@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.core.files import write_atomically
+from services.core.files import remove_asides, write_atomically
 from services.core.logs import Log
 
 _FORMAT_VERSION = 3
@@ -26,6 +26,7 @@ class Checkpoints:
     def __init__(self, data_dir: Path, *, name: str, log: Log) -> None:
         self._path = data_dir / "trainer" / name / "checkpoint.pt"
         self._previous = self._path.with_suffix(".previous.pt")
+        remove_asides(self._path)
         self._log = log
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None

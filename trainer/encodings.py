@@ -3,11 +3,12 @@
 A vector is found by the frame that the image belongs to, or by the image's content: a recording that is played
 again, under other ids, costs no encoding. One writer, the trainer; `services.core.encodings` has the file's
 layout. A torn or damaged row is skipped: its image is encoded again, if it is still there. The file is written
-anew when most of its rows belong to pairs that the store has dropped.
+anew when most of its rows belong to pairs that the store has dropped, and when it went with its site's directory
+and the site has come again.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from services.core.encodings import (
     row_dtype,
 )
 from services.core.errors import StoreError
-from services.core.files import write_atomically
+from services.core.files import remove_asides, write_atomically
 from services.core.frames import FrameId
 from trainer.vectors import Vector, Vectors
 
@@ -101,32 +102,23 @@ class EncodingCache:
         """
         for encoding in encodings:
             self._keep(encoding)
-        pending = memoryview(self._rows(encodings).tobytes())
-        end = HEADER_BYTES + self._num_rows * self._row.itemsize  # over what a crash left of a torn row
         try:
-            fd = os.open(self._path, os.O_WRONLY)
-            try:
-                while pending:
-                    written = os.pwrite(fd, pending, end)
-                    end += written
-                    pending = pending[written:]
-            finally:
-                os.close(fd)
+            self._write(memoryview(self._rows(encodings).tobytes()))
+        except FileNotFoundError:
+            self._rewrite()
         except OSError as error:
-            raise StoreError(f"cannot write to {self._path}: {error.strerror}", remedy="free some disk") from error
-        finally:  # whole rows of a torn append stay: the store may have dropped their images already
-            self._num_rows = (end - HEADER_BYTES) // self._row.itemsize
+            raise self._refused(error) from error
 
     def forget(self, frame_ids: Iterable[FrameId]) -> None:
-        """Let go of the vectors of pairs that are gone; rewrite the file once those are the majority."""
+        """Let go of the vectors of pairs that are gone; rewrite the file once those are the majority.
+
+        Raises StoreError if the disk refuses.
+        """
         for frame_id in frame_ids:
             self._drop(frame_id, mirrored=False)
             self._drop(frame_id, mirrored=True)
         if self._num_rows > 2 * len(self) + _MANY_DEAD:
             self._rewrite()
-
-    def forget_all_but(self, live: Collection[FrameId]) -> None:
-        self.forget({at for slots in self._slots for at in slots if at not in live})
 
     def _keep(self, encoding: Encoded) -> None:
         slots, by_digest = self._slots[encoding.mirrored], self._by_digest[encoding.mirrored]
@@ -146,6 +138,7 @@ class EncodingCache:
 
     def _load(self, is_live: Callable[[FrameId], bool]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        remove_asides(self._path)
         head = b""
         if self._path.exists():
             with self._path.open("rb") as file:
@@ -178,10 +171,32 @@ class EncodingCache:
                 self._num_rows += len(rows)
                 yield from rows
 
+    def _write(self, pending: memoryview) -> None:
+        """Whole rows behind those that are there, over what a crash left of a torn one."""
+        end = HEADER_BYTES + self._num_rows * self._row.itemsize
+        fd = os.open(self._path, os.O_WRONLY)
+        try:
+            while pending:
+                written = os.pwrite(fd, pending, end)
+                end += written
+                pending = pending[written:]
+        finally:  # whole rows of a torn append stay: the store may have dropped their images already
+            self._num_rows = (end - HEADER_BYTES) // self._row.itemsize
+            os.close(fd)
+
     def _rewrite(self) -> None:
-        """The live rows alone, in some thousand rows at a time."""
-        write_atomically(self._path, self._parts())
-        self._num_rows = len(self)
+        """The live rows alone, in some thousand rows at a time; nothing if the site's directory was removed."""
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            write_atomically(self._path, self._parts())
+            self._num_rows = len(self)
+        except FileNotFoundError:
+            self._num_rows = 0
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> StoreError:
+        return StoreError(f"cannot write to {self._path}: {error.strerror}", remedy="free some disk")
 
     def _parts(self) -> Iterator[bytes]:
         yield header_of(self._dim)

@@ -18,6 +18,13 @@ def write_atomically(path: Path, data: Bytes | Iterable[Bytes]) -> None:
     sync_directory(path.parent)
 
 
+def remove_asides(path: Path) -> None:
+    """Remove what writers of `path` that were killed have left beside it; nobody else may be writing it."""
+    for aside in path.parent.glob("*.aside"):
+        if aside.name.startswith(f".{path.name}."):
+            aside.unlink(missing_ok=True)
+
+
 def sync_tree(directory: Path) -> None:
     """Sync every file in `directory`, then the directory itself."""
     for path in directory.iterdir():

@@ -62,3 +62,11 @@ def test_checkpoint_of_another_version_is_passed_over_aloud(checkpoints, tmp_pat
     with structlog.testing.capture_logs() as logs:
         assert checkpoints.load() is None
     assert logs[0]["event"] == "checkpoint_of_another_version"
+
+
+def test_what_a_killed_save_left_aside_is_removed(tmp_path) -> None:
+    left = tmp_path / "trainer" / "radar" / ".checkpoint.pt.77.aside"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    Checkpoints(tmp_path, name="radar", log=structlog.get_logger()).close()
+    assert not left.exists()

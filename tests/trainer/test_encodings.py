@@ -1,6 +1,7 @@
 """The cache of encodings: a crash while it is written anew costs nothing."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -29,9 +30,8 @@ def test_crash_while_the_file_is_written_anew_loses_no_live_vector(store_dir, mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(encodings, "write_atomically", crash)
-    live = {scene(i).id for i in range(1190, 1200)}
     with pytest.raises(KeyboardInterrupt):
-        cache.forget_all_but(live)
+        cache.forget(scene(i).id for i in range(1190))
     again = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
     assert len(again) == (10 if is_renamed else 1200)
     for i in range(1190, 1200):
@@ -45,7 +45,7 @@ def test_slots_of_vectors_that_went_are_taken_again(store_dir) -> None:
     for start in range(0, 10_000, 500):
         ids = [scene_id(i) for i in range(start, start + 500)]
         cache.append([Encoded(at, False, np.full(12, at.seq % 100, np.float16), at.seq + 1) for at in ids])
-        cache.forget_all_but(ids)
+        cache.forget(scene_id(i) for i in range(start))
         for at in ids:
             assert (cache.get(at, mirrored=False) == at.seq % 100).all()
     assert (len(cache), cache.vectors.num_slots) == (500, 1024)
@@ -136,3 +136,26 @@ def test_whole_rows_of_a_refused_append_are_not_written_over(store_dir, monkeypa
     cache.append([Encoded(scene(7).id, False, np.full(12, 7, np.float16))])
     again = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
     assert [again.get(scene(i).id, mirrored=False) is not None for i in (0, 1, 7)] == [True, False, True]
+
+
+def test_removed_site_is_forgotten_and_written_anew_once_it_is_there_again(store_dir) -> None:
+    cache = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
+    cache.append([Encoded(scene_id(i), False, np.full(12, 1, np.float16)) for i in range(1200)])
+    shutil.rmtree(store_dir / "north")
+    cache.forget(scene_id(i) for i in range(1200))  # many enough for the file to be written anew
+    cache.append([Encoded(scene_id(1), False, np.full(12, 1, np.float16))])
+    assert not (store_dir / "north").exists()
+    (store_dir / "north").mkdir()
+    cache.append([Encoded(scene_id(2), False, np.full(12, 2, np.float16))])
+    cache.append([Encoded(scene_id(3), False, np.full(12, 3, np.float16))])
+    again = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
+    assert [float((again.get(scene_id(i), mirrored=False))[0]) for i in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_what_a_killed_writer_left_aside_is_removed(store_dir) -> None:
+    EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
+    left, others = (store_dir / "north" / "encodings" / f".{name}.bin.77.aside" for name in ("e", "e2"))
+    left.write_bytes(b"half")
+    others.write_bytes(b"of an encoder that may be running")
+    EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
+    assert (left.exists(), others.exists()) == (False, True)
