@@ -150,7 +150,7 @@ def _stored_frames(store_dir: Path, manifest: Manifest, *, num: int) -> tuple[Ar
     sites: list[int] = []
     for pair in reader.random_batch(8 * num, rng=np.random.default_rng(0)):
         radar = pair.radar()
-        if radar is None or radar.heatmap.size != np.prod(manifest.input.shape) or len(heatmaps) == num:
+        if radar is None or radar.shape != manifest.input.shape or len(heatmaps) == num:
             continue
         heatmaps.append(radar.heatmap.astype(np.float32).reshape(manifest.input.shape))
         known = pair.site in manifest.sites

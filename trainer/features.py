@@ -52,8 +52,8 @@ class Features:
         return features.float().cpu()
 
     def _compute(self, pairs: Sequence[StoredPair]) -> None:
-        whole = [(pair, frame.heatmap) for pair in pairs if (frame := pair.radar()) is not None]
-        whole = [(pair, heatmap) for pair, heatmap in whole if heatmap.size == np.prod(self._shape)]
+        frames = [(pair, frame) for pair in pairs if (frame := pair.radar()) is not None]
+        whole = [(pair, frame.heatmap) for pair, frame in frames if frame.shape == self._shape]
         if not whole:
             return
         heatmaps = np.stack([heatmap.astype(np.float32).reshape(self._shape) for _, heatmap in whole])

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from services.core.encodings import UNKNOWN_DIGEST, digest_of
+from services.core.errors import NoPairsError
 from services.core.frames import FrameId, Label, RadarFrame
 from services.core.logs import Log, logger
 from services.core.profiles import SiteProfile, load_profile
@@ -36,6 +37,8 @@ __all__ = ["Batch", "Feed", "Sample"]
 
 _NUM_PROFILE_FRAMES = 256
 Key = tuple[str, FrameId]
+Kind = tuple[str, str, int]
+"""A site, a segment, and how many bytes a heatmap has: what looks like one radar's."""
 
 
 @dataclass(slots=True)
@@ -55,6 +58,8 @@ class _Site:
 
 class Feed:
     """All encoded pairs of the store that fit the model's input contract; some are held out and never in a batch.
+
+    Clutter maps and the means that encodings are centred by are a site's own, of all its pairs, held out or not.
 
     num_seen: pairs that were ever learnt from or could have been; the store has dropped some since.
     num_encoded: images that were encoded by this process.
@@ -115,11 +120,12 @@ class Feed:
         with self.lock:
             self.reader.refresh()
             self._settle_contract()
+            fitting: set[Kind] = set()
             for name, pairs in self.reader.changes().items():
                 self._let_go(name, [at for at, pair in pairs.items() if pair is None])
                 for pair in pairs.values():
                     if pair is not None:
-                        self._take_up(pair)
+                        self._take_up(pair, fitting)
             self._remake_lost_profiles()
             self.num_seen = max(self.num_seen, len(self))
 
@@ -139,7 +145,7 @@ class Feed:
         """`size` samples as the sampler draws them; fewer where bytes got damaged, which are not drawn again.
 
         sampler: another than the feed's own, over its pool.
-        Raises StoreError if there is nothing to draw.
+        Raises NoPairsError if there is nothing to draw.
         """
         with self.lock:
             while True:
@@ -148,9 +154,18 @@ class Feed:
                     return self._collate(whole)
 
     def collate(self, samples: list[Sample]) -> Batch:
-        """A batch of these samples, at least one; those whose bytes got damaged are left out."""
+        """A batch of these samples; those whose bytes got damaged are left out.
+
+        Raises NoPairsError if none is left.
+        """
         with self.lock:
-            return self._collate(self._read(samples))
+            whole = self._read(samples)
+            if not whole:
+                raise NoPairsError(
+                    f"none of {len(samples)} encoded pairs can be read any more",
+                    remedy=f"run `echosight store verify` on {self._dir}; they are passed over from now on",
+                )
+            return self._collate(whole)
 
     def heldout(self, *, every_s: float, newest: int) -> list[Sample]:
         """Encoded pairs that are never learnt from, none mirrored: one an `every_s`, the `newest` of each site."""
@@ -178,6 +193,11 @@ class Feed:
     def may_learn(self, pair: StoredPair) -> bool:
         """Whether a pair is neither held out nor too close to what is."""
         return may_learn(pair.site, pair.id.captured_at_ns, share=self.held_out_share)
+
+    def admitted(self) -> list[StoredPair]:
+        """Encoded pairs that fit the contract, in order of time within a site."""
+        with self.lock:
+            return [sample.pair for name in sorted(self._sites) for sample in self._sites[name].in_order]
 
     def labelled(self) -> list[tuple[StoredPair, Label]]:
         """Labelled pairs that fit the contract, in order of time within a site."""
@@ -226,8 +246,8 @@ class Feed:
             profile.clutter, profile.num_frames = values["clutter"].numpy().copy(), values["num_frames"]
         self._table = None
 
-    def _take_up(self, pair: StoredPair) -> None:
-        """A pair that is new, or moved to another segment."""
+    def _take_up(self, pair: StoredPair, fitting: set[Kind]) -> None:
+        """A pair that is new, or moved to another segment. fitting: of which one was seen to fit the contract."""
         if (pair.site, pair.id) in self._skipped:
             return
         site = self._site(pair.site)
@@ -237,25 +257,42 @@ class Feed:
             return
         digest = site.cache.digest(pair.id)
         mirrored = digest is not None and self._is_mirrored(pair, digest)
-        if digest is not None and site.cache.slot(pair.id, mirrored=mirrored) is not None:
-            self._admit(pair, mirrored=mirrored)
-        else:
+        if digest is None or site.cache.slot(pair.id, mirrored=mirrored) is None:
             self._pending.put(pair)
+        elif self._seems_to_fit(pair, fitting):
+            self._admit(pair, mirrored=mirrored)
+        else:  # encoded for a model of another radar
+            self._skipped.add((pair.site, pair.id))
+
+    def _seems_to_fit(self, pair: StoredPair, fitting: set[Kind]) -> bool:
+        """Reads one pair of a kind; another unit of the same size is seen once it is read to be learnt from."""
+        kind = (pair.site, pair.segment.name, int(pair.segment.rows[pair.row]["radar_bytes"]))
+        if kind not in fitting:
+            radar = pair.radar()
+            if radar is None or not self._fits(radar):
+                return False
+            fitting.add(kind)
+        return True
 
     def _let_go(self, name: str, frame_ids: list[FrameId]) -> None:
         site = self._sites.get(name)
         for frame_id in frame_ids:
             self._skipped.discard((name, frame_id))
             self._pending.discard((name, frame_id))
-            sample = site.samples.pop(frame_id, None) if site is not None else None
-            if site is not None and sample is not None:
-                site.sums[sample.mirrored].add(sample.vector, -1)
-                self.pool.remove(sample)
-                del site.in_order[_place(site.in_order, sample)]
-                if sample.is_held_out:
-                    del site.held_out[_place(site.held_out, sample)]
+            if site is not None:
+                self._dismiss(site, frame_id)
         if site is not None:
             site.cache.forget(frame_ids)
+
+    def _dismiss(self, site: _Site, frame_id: FrameId) -> None:
+        """No sample any more, if it was one; its vector stays as long as the pair, for whoever holds it."""
+        sample = site.samples.pop(frame_id, None)
+        if sample is not None:
+            site.sums[sample.mirrored].add(sample.vector, -1)
+            self.pool.remove(sample)
+            del site.in_order[_place(site.in_order, sample)]
+            if sample.is_held_out:
+                del site.held_out[_place(site.held_out, sample)]
 
     def _admit(self, pair: StoredPair, *, mirrored: bool) -> Sample:
         """Its vector is in the cache: from now on it is a sample."""
@@ -342,16 +379,15 @@ class Feed:
                 self._table = None
 
     def _read(self, samples: list[Sample]) -> list[tuple[Sample, RadarFrame]]:
-        """Samples with their frames; what is damaged, or of another radar after all, is let go."""
-        assert self.contract is not None
+        """Samples with their frames; what is damaged, or of another radar after all, is a sample no more."""
         whole = []
         for sample in samples:
             radar = sample.pair.radar()
-            if radar is not None and _shape(radar) == self.contract.shape:
+            if radar is not None and self._fits(radar):
                 whole.append((sample, radar))
             else:
                 self._skipped.add((sample.pair.site, sample.pair.id))
-                self.pool.remove(sample)
+                self._dismiss(self._sites[sample.pair.site], sample.pair.id)
         return whole
 
     def _collate(self, whole: list[tuple[Sample, RadarFrame]]) -> Batch:
@@ -395,11 +431,11 @@ class Feed:
             return
         radar = next((found for pair in self.reader if (found := pair.radar()) is not None), None)
         if radar is not None:
-            self.contract = InputContract(shape=_shape(radar), unit=radar.unit, channels=radar.channels)
+            self.contract = InputContract(shape=radar.shape, unit=radar.unit, channels=radar.channels)
 
     def _fits(self, radar: RadarFrame) -> bool:
         assert self.contract is not None
-        of = (_shape(radar), radar.unit, radar.channels)
+        of = (radar.shape, radar.unit, radar.channels)
         fits = of == (self.contract.shape, self.contract.unit, self.contract.channels)
         if not fits:
             self.misfits.add(f"{radar.site}: {of[0]} {radar.unit} {' '.join(radar.channels)}".strip())
@@ -436,7 +472,7 @@ class Feed:
             known = sorted(self._sites[name].samples) if name in self._sites else []
             for frame_id in known[:: 1 + len(known) // _NUM_PROFILE_FRAMES]:
                 radar = self._sites[name].samples[frame_id].pair.radar()
-                if radar is not None:
+                if radar is not None and self._fits(radar):
                     self.profiles[name].take_in(_three_axes(radar))
                     self._unsaved.add(name)
                     self._table = None
@@ -507,12 +543,7 @@ def _uid(pair: StoredPair) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
 
 
-def _shape(radar: RadarFrame) -> tuple[int, ...]:
-    """(C, R, A); a map without channels is one channel."""
-    return radar.heatmap.shape if radar.heatmap.ndim == 3 else (1, *radar.heatmap.shape)
-
-
 def _three_axes(radar: RadarFrame) -> npt.NDArray[np.float32]:
     """(C, R, A) float32."""
-    heatmap: npt.NDArray[np.float32] = radar.heatmap.astype(np.float32).reshape(_shape(radar))
+    heatmap: npt.NDArray[np.float32] = radar.heatmap.astype(np.float32).reshape(radar.shape)
     return heatmap

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.core.errors import NoPairsError
 from services.core.frames import CLASSES, Label
 from services.core.logs import Log
 from services.core.store import StoredPair
@@ -25,6 +26,7 @@ from trainer.feed import Batch, Feed, Sample
 from trainer.gauges import Labelled
 from trainer.gauges_settings import GaugesSettings
 from trainer.learner import Learner
+from trainer.names import block_of
 from trainer.queue import is_negative
 from trainer.sync_lag import Lag, SyncLag
 
@@ -42,7 +44,6 @@ _BATCH = 128
 _PROBE_EVERY = 4
 _MAX_LABELS = 256
 _MIN_LABELS = 8
-_BLOCK_NS = 10_000_000_000
 _MAX_LAGS = 8
 """Sites in a summary, the farthest off first; the readings have all."""
 _MIN_RANK_SHARE = 0.35
@@ -147,7 +148,10 @@ class Judge:
         found: dict[str, Any] = {"held_out_pairs": len(samples)}
         if len(samples) < _MIN_HELD_OUT:
             return found
-        batch = self._feed.collate(samples)
+        try:
+            batch = self._feed.collate(samples)
+        except NoPairsError:
+            return found
         features = _features(learner, batch)
         q, k = learner.project(features), torch.nn.functional.normalize(batch.k, dim=1)
         if not self._is_finite(q):
@@ -199,7 +203,7 @@ class Judge:
         return Labelled(
             _in_batches(learner, heatmap, sites),
             torch.tensor([CLASSES.index(label.label) for _, label, _ in whole]),
-            [(pair.site, pair.id.captured_at_ns // _BLOCK_NS) for pair, _, _ in whole],
+            [block_of(pair) for pair, _, _ in whole],
         )
 
     # -- what is new
@@ -223,7 +227,10 @@ class Judge:
             return
         self._seen_ns[site] = images[-1].pair.id.captured_at_ns
         samples = _evenly(images, _MAX_RECENT)
-        batch = self._feed.collate(samples)
+        try:
+            batch = self._feed.collate(samples)
+        except NoPairsError:
+            return
         q = learner.project(_features(learner, batch))
         residual_ms = np.array([(s.pair.camera_at_ns - s.pair.id.captured_at_ns) / 1e6 for s in samples])
         unit = learner.contract.unit

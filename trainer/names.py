@@ -75,11 +75,10 @@ class Names:
         return sorted(found, key=lambda named: (named.pair.site, named.pair.id))
 
     def _guessed(self, labelled: set[tuple[str, Any]], *, held_out: bool, most: int) -> list[Named]:
-        sites = set(self._feed.sites)
         looks = _LOOKS_A_FRAME * most * (_MORE_HELD_OUT if held_out else 1)
         looked_at = [
             pair
-            for pair in fair([pair for pair in self._feed.reader.pairs if pair.site in sites], looks)
+            for pair in fair(self._feed.admitted(), looks)
             if (pair.site, pair.id) not in labelled and self._is_of(pair, held_out=held_out)
         ]
         found = [named for pair in looked_at if (named := self._guess(pair)) is not None]

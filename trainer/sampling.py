@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.core.errors import StoreError
+from services.core.errors import NoPairsError
 from services.core.frames import FrameId
 from trainer.batches import Sample
 from trainer.feed_settings import FeedSettings
@@ -110,10 +110,10 @@ class Pool:
             self._unweighed.discard(key)
 
     def pick(self, u: npt.NDArray[np.float64]) -> list[tuple[SessionKey, Sample]]:
-        """Draws by weight. u: (N, 2) uniform in [0, 1). Raises StoreError if there is nothing to draw."""
+        """Draws by weight. u: (N, 2) uniform in [0, 1). Raises NoPairsError if there is nothing to draw."""
         self._settle()
         if not self._num_samples:
-            raise StoreError("no encoded pair is left to learn from", remedy="wait for new ones")
+            raise NoPairsError("no encoded pair is left to learn from", remedy="wait for new ones")
         at = np.searchsorted(self._cumulative, u[:, 0] * self._cumulative[-1], side="right")
         keys = [self._keys[i] for i in np.minimum(at, len(self._keys) - 1).tolist()]
         return [(key, self._sessions[key].pick(v)) for key, v in zip(keys, u[:, 1].tolist(), strict=True)]
@@ -126,7 +126,7 @@ class Pool:
     def after(self, cursor: tuple[int, str, int, int] | None, size: int) -> list[Sample]:
         """The `size` samples that follow `cursor` (`position` of one) in time, then again from the oldest on."""
         if not self._num_samples:
-            raise StoreError("no encoded pair is left to learn from", remedy="wait for new ones")
+            raise NoPairsError("no encoded pair is left to learn from", remedy="wait for new ones")
         at_key, at = 0, 0
         if cursor is not None:
             key, frame_id = (cursor[0], cursor[1]), FrameId(cursor[2], cursor[3])
@@ -184,7 +184,7 @@ class Sampler:
         self._cursor: tuple[int, str, int, int] | None = None
 
     def draw(self, size: int) -> list[Sample]:
-        """`size` samples, different ones if possible. Raises StoreError if the pool is empty."""
+        """`size` samples, different ones if possible. Raises NoPairsError if the pool is empty."""
         match self._settings.sampling:
             case "stream":
                 samples = self._pool.after(self._cursor, size)

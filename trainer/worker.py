@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from services.core.errors import NoPairsError
 from services.core.logs import Log
 from services.core.registry import InputContract, Registry
 from services.core.streams import EventLog
@@ -170,7 +171,11 @@ class TrainerWorker:
             is_done = max_steps is not None and self.learner.step_num >= max_steps
             if self._is_stopping or is_done or time.monotonic() - began_s > _ROUND_S:
                 return
-            batch, sampler_state = self._batches.next()
+            try:
+                batch, sampler_state = self._batches.next()
+            except NoPairsError as error:  # drawn ahead, while the store was empty
+                self._log.warning("no_batch", reason=str(error))
+                return
             if self._device.type == "cuda" and self._ranks.size == 1:  # else each rank takes its part
                 batch = batch.to(self._device)
             try:

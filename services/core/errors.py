@@ -5,7 +5,8 @@
     ├── RecordingError      a recording on disk that cannot be read as its format says
     ├── SettingsError       a setting that cannot work
     ├── StoreError          the rolling store cannot do what was asked (full disk, damage, version)
-    │   └── StoreFencedError  another writer has taken the site over; this one must stop writing it
+    │   ├── StoreFencedError  another writer has taken the site over; this one must stop writing it
+    │   └── NoPairsError      there are no pairs, or none that can be read, of those that were asked for
     ├── StreamsError        the Redis-compatible server is missing, too old or refuses
     ├── RegistryError       a model version or alias that does not exist or is damaged
     └── ExportError         a checkpoint that did not become a trustworthy ONNX model
@@ -41,6 +42,10 @@ class StoreError(EchosightError):
 
 class StoreFencedError(StoreError):
     """Another writer has taken the site over: nothing more may be written, or acknowledged, under this token."""
+
+
+class NoPairsError(StoreError):
+    """There are no pairs, or none that can be read, of those that were asked for."""
 
 
 class StreamsError(EchosightError):

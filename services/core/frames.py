@@ -62,6 +62,11 @@ class RadarFrame:
     def id(self) -> FrameId:
         return FrameId(self.captured_at_ns, self.seq)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, R, A) of the heatmap; a map without channels is one channel."""
+        return self.heatmap.shape if self.heatmap.ndim == 3 else (1, *self.heatmap.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class CameraFrame:

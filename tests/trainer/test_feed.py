@@ -1,11 +1,13 @@
 """From store to batches: each image encoded once, ever; odd pairs passed over; replay sampling."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from services.core.errors import NoPairsError
 from services.core.profiles import load_profile
 from services.core.segments import Pair
 from services.core.store import StoreLimits, StoreWriter
@@ -148,7 +150,7 @@ def test_torn_encodings_file_loses_only_the_torn_row(store_dir, cut) -> None:
 def test_encodings_of_evicted_pairs_are_let_go(store_dir) -> None:
     cache = EncodingCache(store_dir, site="north", encoder_id="e", dim=12)
     cache.append([Encoded(scene(i).id, False, np.zeros(12, np.float16)) for i in range(1200)])
-    cache.forget_all_but({scene(i).id for i in range(1190, 1200)})
+    cache.forget(scene(i).id for i in range(1190))
     assert len(EncodingCache(store_dir, site="north", encoder_id="e", dim=12)) == 10
 
 
@@ -258,3 +260,72 @@ def test_pairs_of_the_store_come_and_go_without_anything_left_behind(tmp_path, v
     np.testing.assert_array_equal(
         again._sites["north"].sums[0].mean(), feed._sites["north"].sums[0].mean()
     )  # exact, whatever came and went
+
+
+def test_site_that_is_removed_and_comes_again_is_encoded_and_kept_again(store_dir, vision) -> None:
+    fill(store_dir, [scene(i, site="south") for i in range(4)], site="south")
+    fill(store_dir, [scene(i) for i in range(20)])
+    feed = feed_of(store_dir, vision)
+    encode_all(feed)
+    shutil.rmtree(store_dir / "north")
+    feed.refresh()
+    assert len(feed) == 4
+    fill(store_dir, [scene(i) for i in range(20, 30)])
+    feed.refresh()
+    encode_all(feed)
+    assert len(feed.batch(14).k) == 14
+    again = feed_of(store_dir, vision)
+    assert (len(again), again.num_pending) == (14, 0)
+
+
+def of_radar(pairs: list[Pair], **changes) -> list[Pair]:
+    return [replace(pair, radar=replace(pair.radar, **changes)) for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    "other", [{"unit": "counts"}, {"heatmap": np.ones((4, 4), np.float16), "axes": ("range", "azimuth")}]
+)
+def test_pairs_encoded_for_a_model_of_another_radar_are_not_taken_up(store_dir, vision, other) -> None:
+    """As after a checkpoint was lost, or for another model over the same store."""
+    others = [scene(i, site="north") for i in range(10)]
+    fill(store_dir, of_radar(others, **other))
+    encode_all(feed_of(store_dir, vision))  # the only radar that there is
+    fill(store_dir, [scene(i, site="east") for i in range(10)], site="east")
+    feed = feed_of(store_dir, vision)  # now the first pair is another's
+    encode_all(feed)
+    assert vision.net.num_images == 20
+    assert (len(feed), feed.num_skipped, feed.sites) == (10, 10, ["east"])
+    [misfit] = feed.misfits
+    assert misfit.startswith("north: ")
+    assert {pair.site for pair in feed.admitted()} == {"east"}
+
+
+def test_other_unit_in_the_middle_of_a_segment_is_let_go_once_it_is_read(store_dir, vision) -> None:
+    """Encoded for another model; the heatmaps before and behind it are of the same size, and fit."""
+    fill(store_dir, [scene(0), *of_radar([scene(1)], unit="counts"), scene(2)])
+    site = EncodingCache(store_dir, site="north", encoder_id=vision.id, dim=vision.dim)
+    site.append([Encoded(scene(i).id, False, np.full(12, i, np.float16)) for i in range(3)])
+    feed = feed_of(store_dir, vision, held_out_share=0.0)
+    assert len(feed.batch(3).k) == 2
+    assert (len(feed), feed.num_skipped, len(feed.admitted()), len(feed.misfits)) == (2, 1, 2, 1)
+    np.testing.assert_array_equal(feed._sites["north"].sums[0].mean(), np.full(12, 1))  # of 0 and 2
+
+
+def test_lost_profile_is_not_made_from_another_radar(store_dir, vision) -> None:
+    fill(store_dir, [scene(0), *of_radar([scene(i) for i in range(1, 10)], unit="counts")])
+    site = EncodingCache(store_dir, site="north", encoder_id=vision.id, dim=vision.dim)
+    site.append([Encoded(scene(i).id, False, np.full(12, i, np.float16)) for i in range(10)])
+    feed = feed_of(store_dir, vision)
+    assert feed.profiles["north"].num_frames == 1
+
+
+def test_samples_of_which_none_can_be_read_are_said_to_be_so(store_dir, vision) -> None:
+    fill(store_dir, [scene(i) for i in range(3)])
+    feed = feed_of(store_dir, vision)
+    encode_all(feed)
+    samples = list(feed.pool)
+    [segment] = store_dir.rglob("*.seg")
+    segment.write_bytes(bytes(segment.stat().st_size))
+    with pytest.raises(NoPairsError, match="none of 3 encoded pairs can be read any more; run"):
+        feed.collate(samples)
+    assert (len(feed), feed.admitted()) == (0, [])

@@ -262,3 +262,14 @@ def test_worker_tells_gauges_in_an_event_of_their_own_and_in_short_in_its_own(
     assert "echosight_trainer_steps_total 8.0" in text
     assert worker.feed.num_encoded >= 16
     assert f"echosight_trainer_encoded_images_total {worker.feed.num_encoded}.0" in text
+
+
+def test_pairs_that_got_damaged_all_at_once_do_not_stop_the_judge(settings, feed) -> None:
+    told = Told()
+    judge = judge_of(settings, feed, told)
+    learner = learner_of(settings, feed, num_steps=0)
+    for segment in settings.store_dir.rglob("*.seg"):
+        segment.write_bytes(bytes(segment.stat().st_size))
+    assert judge.look(learner, {})
+    assert judge.readings["held_out_pairs"] > 0
+    assert "rank" not in judge.readings

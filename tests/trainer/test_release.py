@@ -12,6 +12,7 @@ from services.core.registry import InputContract, Registry
 from services.core.segments import Pair
 from tests.trainer.conftest import batch_of, fill, scene
 from trainer.cooldown import cool_down
+from trainer.features import Features
 from trainer.feed import Feed
 from trainer.learner import Learner
 from trainer.names import Names, fair
@@ -98,6 +99,20 @@ def test_held_out_names_are_for_the_gate_and_are_never_trained_on(half_held_out,
     assert len(learnable) > 15
     assert not learnable & held_out
     assert len(learnable | held_out) < 100  # a guard between
+
+
+def test_detector_names_no_frame_of_another_radar(settings, vision) -> None:
+    """Of as many cells, at a site that the model knows."""
+    pairs = [seen(scene(i)) for i in range(12)]
+    other = replace(pairs[5].radar, heatmap=pairs[5].radar.heatmap.transpose(0, 2, 1).copy())
+    pairs[5] = replace(pairs[5], radar=other)
+    pairs[7] = replace(pairs[7], radar=replace(pairs[7].radar, unit="counts"))
+    feed = feed_of(settings, vision, pairs)
+    found = Names(settings, feed).learnable()
+    assert [name.pair.id.seq for name in found] == [i for i in range(12) if i not in (5, 7)]
+    learner = learner_of(settings, feed)
+    features = Features(learner.preprocess, learner.average, sites=("", "north"), shape=learner.contract.shape)
+    assert features.of(feed.reader.pairs)[1] == [i for i in range(12) if i != 5]
 
 
 def test_names_are_bounded_and_a_small_site_is_not_crowded_out(settings, vision) -> None:

@@ -13,7 +13,7 @@ import structlog
 import torch
 import typer
 
-from services.core.errors import ExportError, RegistryError
+from services.core.errors import ExportError, NoPairsError, RegistryError
 from services.core.registry import Registry
 from tests.trainer.conftest import SHAPE, fill, scene
 from trainer import export
@@ -67,6 +67,26 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(published, setting
     again._resume()
     assert again.learner is not None
     assert 0 < again.learner.step_num < 32
+
+
+def test_batch_drawn_ahead_while_the_store_was_empty_does_not_end_the_trainer(settings, vision) -> None:
+    fill(settings.store_dir, [scene(i) for i in range(40)])
+    worker = worker_of(settings, vision)
+    draw, num_draws = worker._batches._draw, 0
+
+    def draw_when_not_empty():
+        nonlocal num_draws
+        num_draws += 1
+        if num_draws == 3:
+            raise NoPairsError("no encoded pair is left to learn from")
+        return draw()
+
+    worker._batches._draw = draw_when_not_empty
+    with structlog.testing.capture_logs() as logs:
+        worker.run(max_steps=8)
+    assert worker.learner is not None
+    assert worker.learner.step_num == 8
+    assert [entry["reason"] for entry in logs if entry["event"] == "no_batch"]
 
 
 def test_too_few_labels_publish_nothing(settings, vision) -> None:
