@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.head import Block, fit_head
+from trainer.head import Block, fit_head, score
 
 _NUM_NEIGHBOURS = 10
 _NEIGHBOUR_TAU = 0.1
@@ -107,8 +107,8 @@ def probe(learnt: Labelled, held_out: Labelled, *, classes: Sequence[str]) -> di
     return {
         "num_trained": len(learnt),
         "num_tested": len(held_out),
-        "linear": _score(linear, held_out.targets, classes),
-        "knn": _score(neighbours, held_out.targets, classes),
+        "linear": score(linear, held_out.targets, classes=classes),
+        "knn": score(neighbours, held_out.targets, classes=classes),
     }
 
 
@@ -122,15 +122,3 @@ def _by_neighbours(known: Labelled, features: Tensor, *, num_classes: int) -> Te
     targets = known.targets[at]
     votes.scatter_add_(1, targets, (similarity / _NEIGHBOUR_TAU).exp() / share[targets])
     return votes.argmax(1)
-
-
-def _score(predicted: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    right = predicted == targets
-    return {
-        "accuracy": round(float(right.double().mean()), 4),
-        "recall": {
-            name: round(float(right[targets == i].double().mean()), 4)
-            for i, name in enumerate(classes)
-            if (targets == i).any()
-        },
-    }
