@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.core.errors import NoPairsError
 from services.core.frames import CLASSES
 from services.core.store import StoredPair
 from trainer import names as naming
@@ -179,7 +180,10 @@ class Trial:
         blocks = [naming.block_of(sample.pair) for sample in samples]
         if len(set(blocks)) < 2:
             return None
-        batch = self._feed.collate(list(samples))
+        try:
+            batch = self._feed.collate(list(samples))
+        except NoPairsError:
+            return None
         x, at = version.features.of([sample.pair for sample in samples])
         if not len(at) == len(samples) == len(batch.k):  # one is damaged: the next release tries again
             return None

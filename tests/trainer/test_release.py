@@ -272,3 +272,14 @@ def test_a_cool_down_is_given_up_when_told_to_stop_out_of_time_or_diverged(setti
 def _must(release):
     assert release is not None
     return release
+
+
+def test_held_out_pairs_that_got_damaged_all_at_once_only_go_without_a_trial(half_held_out, vision) -> None:
+    feed = feed_of(half_held_out, vision, [scene(i) for i in range(100)])
+    releases = releases_of(half_held_out, feed)
+    version = releases._encoder_of(learner_of(half_held_out, feed))
+    samples = feed.heldout(every_s=0.5, newest=100)
+    assert releases._trial._retrieve(version, samples) is not None
+    [segment] = half_held_out.store_dir.rglob("*.seg")
+    segment.write_bytes(bytes(segment.stat().st_size))
+    assert releases._trial._retrieve(version, samples) is None
