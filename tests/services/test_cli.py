@@ -70,7 +70,7 @@ def test_bad_setting_is_one_line_with_the_variable_its_value_and_the_remedy(tmp_
     done = echosight("ingest", data_dir=tmp_path, ECHOSIGHT_WINDOW_MS="-3")
     assert done.returncode == 2
     assert "ECHOSIGHT_WINDOW_MS is '-3'" in done.stderr
-    assert "README" in done.stderr
+    assert "settings.md" in done.stderr
     assert "Traceback" not in done.stderr
 
 
