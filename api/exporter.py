@@ -25,12 +25,12 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 _KEPT_LINES = 20
 
 
-class ExportKilledError(ExportError):
-    """The child was ended by a signal from outside, which says nothing about the model."""
-
-
 class ExportDelayedError(ExportError):
     """The child could not judge the model now, or not in time: another try may."""
+
+
+class ExportKilledError(ExportDelayedError):
+    """The child was ended by a signal from outside, which says nothing about the model."""
 
 
 class Exporter:

@@ -66,13 +66,15 @@ class Promoter:
         champion, candidate = aliases.get("champion"), aliases.get("candidate")
         if champion is None and candidate is None:
             self._live.waiting_for = await asyncio.to_thread(self._first_version)
+        if candidate is not None and not (
+            candidate > (champion or 0) and await asyncio.to_thread(self._is_new, candidate)
+        ):
+            candidate = None
+        if candidate is None:
+            self._unpromoted = 0  # somebody else has decided meanwhile
         if champion is not None and self._live.version not in (champion, self._unpromoted):
             await self._follow(champion, aliases.get("previous"))
-        if (
-            candidate is not None
-            and candidate > (champion or 0)
-            and await asyncio.to_thread(self._is_new, candidate)
-        ):
+        if candidate is not None:
             await self._advance(candidate)
 
     async def _follow(self, champion: int, previous: int | None) -> None:
@@ -109,6 +111,8 @@ class Promoter:
             except EchosightError as error:
                 await self._refuse(candidate, error)
                 return
+            if not await asyncio.to_thread(self._is_new, candidate):
+                return  # it took minutes, in which a person may have moved the champion
             self._unpromoted = candidate
             self._swap(classifier)
         why = "exported, warmed and answering well"
@@ -213,13 +217,20 @@ class Promoter:
     def _is_new(self, version: int) -> bool:
         """Never refused, never champion before, and let through by the trainer's gate.
 
-        A version that somebody rolled back stays down, and one that is held waits for a person to promote it.
+        A version that somebody rolled back stays down, and one that is held waits for a person to promote it. Who
+        moves the champion by hand decides against the candidate of that moment, too: the next is judged anew.
         """
         if not self._is_there(version):
             return False
-        moves = [row["moved"] for row in self._registry.history()]
-        if any(version in (moved.get("refused"), moved.get("champion")) for moved in moves):
+        rows = self._registry.history()
+        # `previous`, too: a crash may have cost the row that made it champion.
+        if any(version == row["moved"].get(what) for row in rows for what in ("refused", "champion", "previous")):
             return False
+        for row in reversed(rows):
+            if row["moved"].get("candidate") == version:
+                break
+            if "champion" in row["moved"] and row["by"] != ACTOR:
+                return False
         try:
             return self._registry.manifest(version).verdict == "promote"
         except RegistryError:

@@ -2,7 +2,8 @@
 
 VERSION.onnx: attach it. VERSION.fail: say its text on stderr and exit with 3. VERSION.later: remove that file, say
 its text and exit with 75. VERSION.hang: write its process id
-into VERSION.pid and wait. VERSION.killed: remove that file and end by SIGKILL.
+into VERSION.pid and wait. VERSION.killed: remove that file and end by SIGKILL;
+"VERSION.killed always": leave it there.
 """
 
 import argparse
@@ -21,6 +22,8 @@ parser.add_argument("--version", type=int, required=True)
 given = parser.parse_args()
 
 told = given.models_dir / str(given.version)
+if told.with_suffix(".killed always").exists():
+    os.kill(os.getpid(), signal.SIGKILL)
 if told.with_suffix(".killed").exists():
     told.with_suffix(".killed").unlink()
     os.kill(os.getpid(), signal.SIGKILL)

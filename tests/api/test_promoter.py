@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from api.settings import ApiSettings
+from services.core.errors import RegistryError
 from services.core.registry import MODEL_FILE, Registry
 from services.core.streams import EVENTS, EventLog
 from tests.api.tiny import (
@@ -126,6 +128,16 @@ async def test_an_export_that_was_killed_from_outside_is_tried_again(
     assert not registry.refused()
 
 
+async def test_an_export_that_is_killed_each_time_is_put_off_and_refuses_nothing(
+    tmp_path: Path, registry: Registry, prepared: Path
+) -> None:
+    (prepared / "1.killed always").touch()
+    publish(registry)
+    async with serving(tmp_path) as (app, _):
+        await until(lambda: "put off" in app.state.live.waiting_for)
+    assert not registry.refused()
+
+
 @pytest.mark.parametrize("alias", ["candidate", "champion"])
 async def test_an_export_that_cannot_be_judged_now_is_put_off_and_tried_again(
     tmp_path: Path, registry: Registry, prepared: Path, alias: str
@@ -179,6 +191,62 @@ async def test_a_rollback_by_somebody_else_is_followed_and_not_undone(tmp_path: 
         answer = await client.post("/v1/classify", content=npy(heatmap()))
     assert answer.json()["model"]["version"] == 1
     assert registry.aliases()["champion"] == 1
+
+
+async def test_a_rollback_during_an_export_is_not_undone_by_the_candidate_of_that_moment(
+    tmp_path: Path, registry: Registry, prepared: Path
+) -> None:
+    publish_champion(registry)
+    publish_champion(registry)
+    (prepared / "3.hang").touch()
+    async with serving(tmp_path) as (app, _):
+        await until(lambda: app.state.live.version == 2)
+        publish(registry)
+        await until((prepared / "3.pid").exists)
+        registry.rollback(by="operator", why="2 mistakes cars for trees")
+        attach(registry, 3, tiny_model(3))
+        os.kill(int((prepared / "3.pid").read_text()), signal.SIGKILL)
+        (prepared / "3.hang").unlink()
+        await until(lambda: app.state.live.version == 1)
+        await asyncio.sleep(0.1)  # five more looks into the registry
+        assert (app.state.live.version, registry.aliases()["champion"]) == (1, 1)
+        (prepared / "4.onnx").write_bytes(tiny_model(4))
+        publish(registry)  # one that was judged since
+        await until(lambda: app.state.live.version == 4)
+
+
+async def test_a_rollback_stands_though_a_crash_cost_the_line_of_the_promotion(
+    tmp_path: Path, registry: Registry
+) -> None:
+    publish_champion(registry)
+    publish(registry)
+    attach(registry, 2, tiny_model(2))
+    (registry.dir / "aliases.json").write_text('{"champion": 2, "previous": 1, "candidate": 2}')
+    registry.rollback(by="operator", why="2 mistakes cars for trees")
+    async with serving(tmp_path) as (app, _):
+        await until(lambda: app.state.live.version == 1)
+        await asyncio.sleep(0.1)  # five more looks into the registry
+        assert (app.state.live.version, registry.aliases()["champion"]) == (1, 1)
+
+
+async def test_a_version_that_went_live_unpromoted_gives_way_to_a_persons_choice(
+    tmp_path: Path, registry: Registry, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_champion(registry)
+    (prepared / "2.onnx").write_bytes(tiny_model(2))
+
+    def fail(*_: object, **__: object) -> None:
+        raise RegistryError("the disk is full")
+
+    async with serving(tmp_path) as (app, _):
+        await until(lambda: app.state.live.version == 1)
+        promote = Registry.promote
+        monkeypatch.setattr(Registry, "promote", fail)
+        publish(registry)
+        await until(lambda: app.state.live.version == 2)
+        monkeypatch.setattr(Registry, "promote", promote)
+        registry._move({"champion": 1}, by="operator", why="1 is good")
+        await until(lambda: app.state.live.version == 1)
 
 
 async def test_a_damaged_champion_is_replaced_by_previous_until_it_is_repaired(
