@@ -193,11 +193,11 @@ class _Site:
             self.order.clear()
             self._num_taken.clear()
         fresh = [pair for name in sorted(self.segments) for pair in self._take_in(name)]
+        self._sort_in(fresh)  # before what has vanished is let go: some of these may lie there
         # While the site changes hands the new rows of its open segment wait for its seal. Until then nothing is
         # let go: a pair may have moved there.
         if vanished and self._is_settled(directory, but=vanished):
             is_changed |= self._forget(vanished)
-        self._sort_in(fresh)
         self.labels.directory = directory
         self.labels.refresh()
         return bool(fresh) or is_changed

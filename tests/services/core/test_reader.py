@@ -52,3 +52,18 @@ def test_reader_that_nobody_asks_remembers_nothing(store_dir: Path) -> None:
     assert reader.changes() == {}
     assert len(reader) == 10
     writer.close()
+
+
+def test_pairs_that_came_and_went_between_two_looks_leave_no_ghosts(store_dir: Path) -> None:
+    writer = StoreWriter(store_dir, "north", limits=LIMITS)
+    writer.append([pair(0)])
+    reader = StoreReader(store_dir, tracks_changes=True)
+    assert changes(reader) == {0: True}
+    for seq in range(1, 40):
+        writer.append([pair(seq)])
+    writer.limits = StoreLimits(min_free_bytes=0, max_bytes=30_000, segment_bytes=10_000)
+    assert writer.evict() > 1
+    assert changes(reader)[0] is False
+    assert len(reader) == len(writer)
+    assert all(found.radar() is not None for found in reader)
+    writer.close()
