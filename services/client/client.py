@@ -1,5 +1,6 @@
 """The client: arrays in, predictions out."""
 
+import contextlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from urllib.parse import urlencode
 import numpy as np
 import numpy.typing as npt
 
-from services.client.errors import error_from
+from services.client.errors import StreamClosedError, error_from
 from services.client.http import Connection, read_json
 from services.client.websocket import WebSocket
 
@@ -151,16 +152,25 @@ class Stream:
         return _prediction(answer, answer)
 
     def classify(self, heatmaps: Iterable[Heatmap], *, ahead: int = 2) -> Iterator[Prediction]:
-        """A prediction for each frame, in their order, while up to `ahead` more are on their way."""
+        """A prediction for each frame, in their order, while up to `ahead` more are on their way.
+
+        Raises what `receive` raises. However it ends, no answer is left over: the stream can be used again.
+        """
         num_waiting = 0
-        for heatmap in heatmaps:
-            self.send(heatmap)
-            num_waiting += 1
-            if num_waiting > ahead:
+        try:
+            for heatmap in heatmaps:
+                self.send(heatmap)
+                num_waiting += 1
+                if num_waiting > ahead:
+                    num_waiting -= 1
+                    yield self.receive()
+            while num_waiting:
                 num_waiting -= 1
                 yield self.receive()
-        for _ in range(num_waiting):
-            yield self.receive()
+        finally:
+            with contextlib.suppress(StreamClosedError):
+                for _ in range(num_waiting):
+                    self._websocket.receive()
 
     def close(self) -> None:
         self._websocket.close()

@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -93,6 +93,20 @@ async def test_a_stream_answers_in_order_and_goes_on_after_a_bad_frame(url: str)
 
     labels, sites = await using(url, use)
     assert (len(labels), sites) == (5, ["north"])
+
+
+async def test_a_stream_of_which_some_answers_were_not_wanted_goes_on_with_the_right_ones(url: str) -> None:
+    def use(client: Client) -> list[str]:
+        with client.stream() as stream:
+            with pytest.raises(RefusedError):
+                list(stream.classify([heatmap(3, 3), *[heatmap()] * 4]))
+            answers = stream.classify([heatmap(), *[heatmap(3, 3)] * 4])
+            assert isinstance(answers, Generator)
+            next(answers)
+            answers.close()
+            return [found.label for found in stream.classify([heatmap()] * 4)]
+
+    assert len(await using(url, use)) == 4
 
 
 async def test_a_stream_that_is_refused_or_ended_says_why(url: str) -> None:
