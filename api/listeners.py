@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Header, Query
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from api.labels import no_streams
 from api.metrics import Metrics
@@ -41,12 +41,13 @@ Event = tuple[str, dict[str, Any]]
 
 
 class Listeners:
-    """Everybody who listens, and the task that feeds them."""
+    """Everybody who listens, and the task that feeds them. send_timeout_s: after that, who reads nothing goes."""
 
     def __init__(self, settings: ApiSettings, live: LiveModel, metrics: Metrics) -> None:
         self._client = connect(settings.redis_url) if settings.redis_url else None
         self._max_clients = settings.max_event_clients
         self._heartbeat_s = settings.heartbeat_s
+        self.send_timeout_s = settings.body_timeout_s
         self._live = live
         self._metrics = metrics
         self._queues: set[asyncio.Queue[Event]] = set()
@@ -109,10 +110,13 @@ class Listeners:
         """What a client is sent. last_id: what it has seen, "" for from now; kinds: empty for all."""
         yield _RETRY
         if last_id:
-            async for event in self._past(last_id):
-                last_id = event[0]
-                if not kinds or event[1].get("kind") in kinds:
-                    yield _line(event)
+            try:
+                async for event in self._past(last_id):
+                    last_id = event[0]
+                    if not kinds or event[1].get("kind") in kinds:
+                        yield _line(event)
+            except (*StreamsLost, StreamsError):
+                return  # the client comes back with the last id that it has; going on would leave a gap
         async for news in self._next(queue):
             if news is None:
                 yield b": alive\n\n"
@@ -122,14 +126,11 @@ class Listeners:
             yield b"event: too_slow\ndata: {}\n\n"
 
     async def _past(self, last_id: str) -> AsyncIterator[Event]:
-        """What the stream has after `last_id`; a lost server ends it early."""
+        """What the stream has after `last_id`. Raises StreamsLost, StreamsError."""
         assert self._client is not None
         reader = EventReader(self._client)
         while True:
-            try:
-                last_id, events = await reader.after(last_id)
-            except (*StreamsLost, StreamsError):
-                return
+            last_id, events = await reader.after(last_id)
             if not events:
                 return
             for event in events:
@@ -163,8 +164,14 @@ class EventStream(StreamingResponse):
         super().__init__(lines, media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._listeners.send_timeout_s):
+                await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
+        except TimeoutError:
+            logger("api").warning("a client of events reads nothing and is let go")
         finally:
             self._listeners.leave(self._queue)
 

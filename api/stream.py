@@ -6,6 +6,7 @@ problem in its place, and the stream goes on.
 """
 
 import asyncio
+import contextlib
 import time
 
 import orjson
@@ -23,6 +24,8 @@ from services.core.logs import logger
 PATH = "/v1/stream"
 IDLE, SLOW = 1000, 1008
 """Close codes (RFC 6455, section 7.4.1): normal, and a broken rule. A stopping server closes with 1012."""
+_CLOSE_S = 1.0
+"""So long may the reason of an end take to be sent: a client that does not read never gets it."""
 _NPY = {b"content-type": b"application/x-npy"}
 _JSON = {b"content-type": b"application/json"}
 
@@ -77,7 +80,7 @@ class Stream:
                 async with asyncio.timeout(self._idle_s):
                     message = await websocket.receive()
             except TimeoutError:
-                await websocket.close(IDLE, f"no frame for {self._idle_s:g} s")
+                await _close(websocket, IDLE, f"no frame for {self._idle_s:g} s")
                 return
             if message["type"] == "websocket.disconnect":
                 return
@@ -86,7 +89,7 @@ class Stream:
                 async with asyncio.timeout(self._send_timeout_s):
                     await websocket.send_text(orjson.dumps(answer).decode())
             except TimeoutError:
-                await websocket.close(SLOW, "answers are not read")
+                await _close(websocket, SLOW, "answers are not read")
                 return
             index += 1
 
@@ -111,3 +114,10 @@ class Stream:
             "total": (time.perf_counter_ns() - started_ns) / 1e6,
         }
         return {"index": index, **encode(model, posted, answer), "timing_ms": timing_ms}
+
+
+async def _close(websocket: WebSocket, code: int, reason: str) -> None:
+    """Say why it ends, if the client reads it; in any case it ends."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_S):
+            await websocket.close(code, reason)

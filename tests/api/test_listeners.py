@@ -1,6 +1,7 @@
 """GET /v1/events: what happens, to whoever listens, from where they left off."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ import httpx
 import orjson
 import pytest
 
+from api.listeners import EventStream, Listeners
+from api.metrics import Metrics
+from api.models import LiveModel
+from api.settings import ApiSettings
 from services.core.streams import EventLog
 from tests.api.tiny import listening, serving
 
@@ -116,3 +121,27 @@ async def test_a_stopping_server_ends_its_listeners(tmp_path: Path, redis_url: s
             request = client.build_request("GET", f"http://{address}/v1/events")
             response = await client.send(request, stream=True)
         await response.aread()  # it has an end
+
+
+async def test_a_client_that_reads_nothing_gives_its_place_back(tmp_path: Path, redis_url: str) -> None:
+    read = ApiSettings.read(data_dir=tmp_path, redis_url=redis_url, body_timeout_s=0.05)
+    listeners = Listeners(read, LiveModel(), Metrics())
+
+    async def never(*_: object) -> Any:
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(10.0):
+        await EventStream(listeners, "", frozenset())({"type": "http"}, never, never)
+    assert not listeners._queues
+    await listeners.close()
+
+
+async def test_a_past_that_cannot_be_read_ends_the_answer_instead_of_leaving_a_gap(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    read = ApiSettings.read(data_dir=tmp_path, redis_url=f"redis://127.0.0.1:{port}")
+    listeners = Listeners(read, LiveModel(), Metrics())
+    async with asyncio.timeout(10.0):
+        lines = [line async for line in listeners.lines(listeners.join(), "0-0", frozenset())]
+    assert [line[:6] for line in lines] == [b"retry:"]
+    await listeners.close()

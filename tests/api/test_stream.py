@@ -6,10 +6,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from starlette.types import Message
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.api.tiny import SHAPE, heatmap, listening, npy, probability_of, publish_champion, registry_of, until
+from tests.api.tiny import (
+    SHAPE,
+    heatmap,
+    listening,
+    npy,
+    probability_of,
+    publish_champion,
+    registry_of,
+    serving,
+    until,
+)
 
 
 @pytest.fixture
@@ -84,6 +95,25 @@ async def test_a_client_that_does_not_answer_pings_is_let_go(address: str) -> No
     assert received.startswith(b"HTTP/1.1 101")
     assert b"no frame" not in received
     writer.close()
+
+
+async def test_a_client_that_reads_no_answer_gives_its_place_back(tmp_path: Path) -> None:
+    publish_champion(registry_of(tmp_path))
+    scope = {"type": "websocket", "path": "/v1/stream", "query_string": b"", "headers": [], "subprotocols": []}
+    messages = [{"type": "websocket.connect"}, *[{"type": "websocket.receive", "bytes": npy(heatmap())}] * 2]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        if message["type"] != "websocket.accept":
+            await asyncio.Event().wait()
+
+    async with serving(tmp_path, body_timeout_s=0.05) as (app, client):
+        await until(lambda: app.state.live.is_ready)
+        async with asyncio.timeout(10.0):
+            await app(scope, receive, send)
+        assert "echosight_api_open_streams 0.0" in (await client.get("/metrics")).text
 
 
 async def test_a_stopping_server_closes_its_streams(tmp_path: Path) -> None:
