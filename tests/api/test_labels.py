@@ -71,3 +71,12 @@ async def test_without_streams_or_with_lost_ones_it_is_a_503(tmp_path: Path) -> 
             answer = await client.post("/v1/labels", json=LABEL)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         assert named in answer.json()["detail"]
+
+
+async def test_labels_wait_until_they_are_read_however_many(
+    client: httpx.AsyncClient, redis_client: "redis.Redis"
+) -> None:
+    for first in range(0, 12 * 256, 256):
+        rows = [LABEL | {"seq": seq} for seq in range(first, first + 256)]
+        assert (await client.post("/v1/labels", json=rows)).status_code == 202
+    assert redis_client.xlen(stream_key("north", "labels")) == 12 * 256
