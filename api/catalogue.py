@@ -96,7 +96,7 @@ _MOVE_EXAMPLE = {
     "why": "exported, warmed and answering well",
 }
 _MOVED_EXAMPLE = {"name": "radar", "live_version": 7, "aliases": {"champion": 6, "previous": 7, "candidate": 7}}
-_MOVE_PROBLEMS = problem_responses(400, 404, 408, 409, 413, 415, 422, 500)
+_MOVE_PROBLEMS = problem_responses(400, 403, 404, 408, 409, 413, 415, 422, 500)
 
 
 def make_router(live: LiveModel, registry: Registry, reader: BodyReader) -> APIRouter:

@@ -18,7 +18,8 @@ from services.core.frames import CLASSES, SITE_PATTERN, Label
 from services.core.streams import Publisher, StreamsLost, connect
 
 MAX_LABELS = 256
-_MAX_STREAM_ENTRIES = 2000
+_MAX_STREAM_ENTRIES = 200_000
+"""Of a site whose labels nobody reads. Before that the janitor trims: by what was read, and by the server's memory."""
 _Count = Annotated[int, Field(ge=0, lt=2**63, description="as the radar frame has it; a text of digits works too")]
 
 
@@ -48,7 +49,7 @@ class LabelsBody(RootModel[Annotated[list[LabelBody], Field(min_length=1, max_le
 
 
 class Accepted(BaseModel):
-    """accepted: how many labels lie in the streams now."""
+    """accepted: how many of the posted labels lie in the streams now, to be read by ingest."""
 
     accepted: int
 
@@ -98,7 +99,7 @@ def make_router(publisher: LabelPublisher, reader: BodyReader) -> APIRouter:
         openapi_extra=described_body(
             LabelsBody, is_required=True, schema={"oneOf": [label_schema, many_schema]}, one=one, many=[one]
         ),
-        responses=problem_responses(400, 408, 413, 415, 422, 500, 503) | example({"accepted": 1}, status=202),
+        responses=problem_responses(400, 403, 408, 413, 415, 422, 500, 503) | example({"accepted": 1}, status=202),
     )
     async def labels(request: Request) -> Accepted:
         posted = (await read_body(request, reader, LabelsBody)).root

@@ -25,6 +25,7 @@ PROBLEM_SCHEMA = {
 }
 PROBLEM_EXAMPLES = {
     "unreadable-body": ("JSON is broken at line 1, column 9: unexpected end of data", "send the whole object"),
+    "foreign-origin": ("origin is 'https://example.org'", "ask from a page of this server, or without a browser"),
     "not-found": ("path is '/v1/clasify'", "GET / lists what is here"),
     "no-such-model": ("model radar has no version 99", "GET /v1/models lists them"),
     "not-loaded": (

@@ -34,6 +34,7 @@ class Kind:
 
 
 UNREADABLE_BODY = Kind("unreadable-body", 400, "The body cannot be read")
+FOREIGN_ORIGIN = Kind("foreign-origin", 403, "Pages of other sites may not do this")
 NOT_FOUND = Kind("not-found", 404, "There is nothing here")
 NO_SUCH_MODEL = Kind("no-such-model", 404, "There is no such model or version")
 NOT_LOADED = Kind("not-loaded", 404, "This version is not loaded")
@@ -56,6 +57,7 @@ TOO_MANY_CLIENTS = Kind("too-many-clients", 503, "Too many clients listen alread
 
 KINDS = (
     UNREADABLE_BODY,
+    FOREIGN_ORIGIN,
     NOT_FOUND,
     NO_SUCH_MODEL,
     NOT_LOADED,

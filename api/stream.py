@@ -17,6 +17,7 @@ from api.bodies import site_of
 from api.classify import decode_posted, encode
 from api.metrics import Metrics
 from api.problems import ProblemError
+from api.requests import check_origin
 from api.serving import Serving, not_ready
 from api.settings import ApiSettings
 from services.core.logs import logger
@@ -62,6 +63,7 @@ class Stream:
 
     def _admit(self, websocket: WebSocket) -> str:
         """The site of the stream. Raises ProblemError for whom there is no place."""
+        check_origin(dict(websocket.scope["headers"]))
         if self._num_open >= self._max_streams:
             raise ProblemError(
                 problems.TOO_MANY_CLIENTS,

@@ -143,7 +143,7 @@ class AllStatistics(BaseModel):
 
 
 _ABOUT_MODEL = problem_responses(404, 500, 503)
-_ABOUT_REPOSITORY = problem_responses(400, 404, 408, 409, 413, 415, 422, 500)
+_ABOUT_REPOSITORY = problem_responses(400, 403, 404, 408, 409, 413, 415, 422, 500)
 _METADATA_EXAMPLE = {
     "name": "radar",
     "versions": ["7", "6"],
@@ -240,7 +240,7 @@ def make_router(
         "/repository/index",
         summary="All versions, and whether they answer",
         openapi_extra=described_body(IndexRequest, is_required=False, ready={"ready": True}, all={}),
-        responses=problem_responses(400, 408, 413, 415, 422, 500)
+        responses=problem_responses(400, 403, 408, 413, 415, 422, 500)
         | example([{"name": "radar", "version": "7", "state": "READY", "reason": ""}]),
     )
     async def index(request: Request) -> list[IndexRow]:

@@ -65,6 +65,16 @@ async def test_promotion_by_number(client: httpx.AsyncClient) -> None:
     assert (again.status_code, again.json()["aliases"]["champion"]) == (200, 1)
 
 
+@pytest.mark.parametrize("origin", ["https://example.org", "http://api:81", "null", ""])
+async def test_a_page_of_another_site_moves_nothing(client: httpx.AsyncClient, origin: str) -> None:
+    headers = {"origin": origin, "content-type": "text/plain"}
+    answer = await client.post("/v1/models/rollback", content=b"{}", headers=headers)
+    assert (answer.status_code, repr(origin) in answer.json()["detail"]) == (403, True)
+    assert (await client.get("/v1/models")).json()["aliases"]["champion"] == 2
+    own = await client.post("/v1/models/rollback", headers={"origin": "http://API"})
+    assert own.status_code == 200
+
+
 @pytest.mark.parametrize(
     ("version", "status", "named"), [(99, 404, "no version"), (4, 409, "sees ghosts"), (0, 422, "version")]
 )

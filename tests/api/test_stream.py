@@ -9,6 +9,7 @@ import pytest
 from starlette.types import Message
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Origin
 
 from tests.api.tiny import (
     SHAPE,
@@ -64,6 +65,15 @@ async def test_a_bad_site_is_refused_at_the_handshake(address: str) -> None:
         async with connect(f"ws://{address}/v1/stream?site=../etc"):
             pass
     assert refused.value.response.status_code == 422
+
+
+async def test_a_page_of_another_site_is_refused_at_the_handshake(address: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(f"ws://{address}/v1/stream", origin=Origin("https://example.org")):
+            pass
+    assert refused.value.response.status_code == 403
+    async with connect(f"ws://{address}/v1/stream", origin=Origin(f"http://{address}")):
+        pass
 
 
 async def test_an_idle_stream_is_closed_with_the_reason_and_frees_its_place(address: str) -> None:
