@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.models import LiveModel
+from api.protocol import BoundedHttp
 from api.settings import ApiSettings
 from services.core.command import run_command
 from services.core.errors import SettingsError, StreamsError
@@ -84,7 +85,8 @@ def uvicorn_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
         host=settings.api_host,
         port=settings.api_port,
         loop="uvloop",
-        http="httptools",
+        http=BoundedHttp,
+        limit_concurrency=settings.max_connections + 1,  # it counts the one that asks
         ws="websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         ws_ping_interval=settings.heartbeat_s,

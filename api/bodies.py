@@ -38,6 +38,7 @@ JSON_TYPE = "application/json"
 FORM_TYPE = "application/x-www-form-urlencoded"
 """What curl says of any --data-binary: taken as unsaid."""
 
+_MAX_QUERY_BYTES = 1024
 _REMEDY_TYPE = f"post a .npy array as application/x-npy, or a JSON object as {JSON_TYPE}"
 _RAW_SHAPE = re.compile(rb" *\d{1,9}( *, *\d{1,9}){0,7} *")
 _RAW_DTYPES = {
@@ -74,9 +75,15 @@ def decode(
     return Posted(as_float32(heatmaps), site, has_batch_axis)
 
 
-@functools.lru_cache(maxsize=1024)
 def site_of(query: bytes) -> str:
     """The site named by a query string, "" if none. Raises ProblemError if it is no name of a site."""
+    if len(query) > _MAX_QUERY_BYTES:
+        raise ProblemError(BAD_SITE, f"query has {len(query)} bytes", remedy="name one site: ?site=north")
+    return _site_of(query)
+
+
+@functools.lru_cache(maxsize=1024)
+def _site_of(query: bytes) -> str:
     try:
         sites = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=16).get("site", [""])
     except ValueError:

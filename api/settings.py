@@ -12,6 +12,9 @@ class ApiSettings(CoreSettings):
     api_port: int = Field(
         default=8000, ge=0, le=65535, description="port that the API listens on; 0: any free one"
     )
+    max_connections: int = Field(
+        default=1024, ge=1, description="connections that the API serves at a time; one more is answered by 503"
+    )
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024, ge=1024, description="largest request body that the API reads"
     )

@@ -167,6 +167,7 @@ def test_two_different_sites_are_refused() -> None:
     body = orjson.dumps({"heatmap": heatmap().tolist(), "site": "north"})
     assert "'north'" in refusal(body, JSON, query=b"site=south").what
     assert "2 sites" in refusal(npy(heatmap()), query=b"site=a&site=b").what
+    assert "1025 bytes" in refusal(npy(heatmap()), query=b"site=" + b"a" * 1020).what
     assert "'../x'" in refusal(npy(heatmap()), query=b"site=../x").what
 
 

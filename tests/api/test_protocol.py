@@ -1,0 +1,62 @@
+"""What a connection may cost: heads and trailers are bounded, and so are connections."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.api.tiny import listening
+
+START = b"GET /livez HTTP/1.1\r\nhost: api\r\n"
+CHUNKED = b"POST /v1/models/rollback HTTP/1.1\r\nhost: api\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+async def address(tmp_path: Path) -> AsyncIterator[str]:
+    async with listening(tmp_path, max_connections=2) as (_, address):
+        yield address
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        (START, b"x-one: 1\r\n" * 1000),
+        (START + b"x-long: ", b"a" * 10_000),
+        (b"GET /", b"a" * 10_000),
+        (CHUNKED + b"0\r\n", b"x-one: 1\r\n" * 1000),
+    ],
+    ids=["many headers", "a long header", "a long address", "trailers"],
+)
+async def test_a_head_without_end_ends_the_connection(address: str, start: bytes, more: bytes) -> None:
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    writer.write(start)
+    sent = 0
+    with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe, as the race falls
+        while sent < 10_000_000:
+            writer.write(more)
+            sent += len(more)
+            await writer.drain()
+            await asyncio.sleep(0)
+        await reader.read()
+    writer.close()
+
+
+async def test_a_large_head_and_a_larger_body_are_read(address: str) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{address}") as client:
+        assert (await client.get("/livez", headers={"x-long": "a" * 50_000})).status_code == 200
+        answer = await client.post("/v1/models/rollback", content=b" " * 1_000_000)
+    assert answer.status_code == 400
+
+
+async def test_connections_are_bounded(address: str) -> None:
+    others = [await asyncio.open_connection(*address.split(":")) for _ in range(2)]
+    async with httpx.AsyncClient(base_url=f"http://{address}") as client:
+        assert (await client.get("/livez")).status_code == 503
+        for _, writer in others:
+            writer.close()
+            await writer.wait_closed()
+        async with asyncio.timeout(10.0):
+            while (await client.get("/livez")).status_code == 503:
+                pass
