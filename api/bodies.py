@@ -21,6 +21,7 @@ from api.problems import (
     BAD_SITE,
     NOT_FINITE,
     OUT_OF_RANGE,
+    TOO_LARGE,
     UNREADABLE_BODY,
     WRONG_DTYPE,
     WRONG_MEDIA_TYPE,
@@ -39,6 +40,7 @@ FORM_TYPE = "application/x-www-form-urlencoded"
 """What curl says of any --data-binary: taken as unsaid."""
 
 _MAX_QUERY_BYTES = 1024
+_MAX_JSON_BYTES = 4 * 1024 * 1024
 _REMEDY_TYPE = f"post a .npy array as application/x-npy, or a JSON object as {JSON_TYPE}"
 _RAW_SHAPE = re.compile(rb" *\d{1,9}( *, *\d{1,9}){0,7} *")
 _RAW_DTYPES = {
@@ -66,7 +68,7 @@ def decode(
     site = site_of(query) if query else ""
     is_batch = None
     if _is_json(body, headers.get(b"content-type", b"").decode("latin-1")):
-        array, site, is_batch = _read_json(body, site, contract)
+        array, site, is_batch = _read_json(body, site, contract, max_batch)
     else:
         is_raw = b"x-shape" in headers or b"x-dtype" in headers
         array, dtype_name = _read_raw(body, headers) if is_raw else read_npy(body)
@@ -147,8 +149,11 @@ def _read_raw(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[npt.NDArray[
     return np.frombuffer(body, dtype).reshape(shape), dtype.name
 
 
-def _read_json(body: bytes, site: str, contract: InputContract) -> tuple[npt.NDArray[Any], str, bool]:
+def _read_json(
+    body: bytes, site: str, contract: InputContract, max_batch: int
+) -> tuple[npt.NDArray[Any], str, bool]:
     """The array, the site, and whether a batch was posted."""
+    check_json_length(body)
     remedy = 'send {"heatmap": [[...]], "site": "north"}, or {"heatmaps": [...]} for several'
     try:
         posted = orjson.loads(body)
@@ -168,17 +173,34 @@ def _read_json(body: bytes, site: str, contract: InputContract) -> tuple[npt.NDA
         has = ", ".join(map(repr, list(posted)[:8])) or "no members"
         raise ProblemError(UNREADABLE_BODY, f"JSON object has {has[:120]}", remedy=remedy)
     member = members[0]
-    return _array_of(posted[member], member, contract), named or site, member == "heatmaps"
+    is_batch = member == "heatmaps"
+    return _array_of(posted[member], member, contract, max_batch, is_batch), named or site, is_batch
 
 
-def _array_of(nested: Any, member: str, contract: InputContract) -> npt.NDArray[np.float32]:
-    leaf = nested
-    while isinstance(leaf, list) and leaf:
+def check_json_length(body: bytes) -> None:
+    """Raises ProblemError for a JSON text that is too long: as Python objects it takes ten times as much."""
+    if len(body) > _MAX_JSON_BYTES:
+        raise ProblemError(
+            TOO_LARGE,
+            f"JSON has {len(body)} bytes",
+            remedy=f"send at most {_MAX_JSON_BYTES}, or binary arrays: .npy, or the binary data of /v2",
+        )
+
+
+def _array_of(
+    nested: Any, member: str, contract: InputContract, max_batch: int, is_batch: bool
+) -> npt.NDArray[np.float32]:
+    leaf, lengths = nested, []
+    while isinstance(leaf, list):
+        lengths.append(len(leaf))
+        if not leaf:
+            break
         leaf = leaf[0]
     if not isinstance(nested, list) or not isinstance(leaf, int | float | list):
         raise ProblemError(
             WRONG_DTYPE, f"{member} holds {str(leaf)[:40]!r}", remedy="send nested lists of numbers"
         )
+    _num_frames(tuple(lengths), contract, max_batch, is_batch)  # before anything is made of it
     try:
         with np.errstate(all="ignore"):  # what overflows becomes infinite, and is counted as such
             return np.array(nested, dtype=np.float32)
@@ -204,24 +226,29 @@ def as_batch(
     array: npt.NDArray[Any], contract: InputContract, max_batch: int, is_batch: bool | None = None
 ) -> tuple[npt.NDArray[Any], bool]:
     """`array` as (B, C, R, A), and whether it came as a batch. is_batch None: let the dimensions say it."""
-    shape, (channels, num_range, num_azimuth) = array.shape, contract.shape
-    num_dims = array.ndim if not is_batch else array.ndim - 1  # of one frame
-    if is_batch is None and num_dims == 4:
-        is_batch, num_dims = True, 3
-    one = array.shape[1:] if is_batch else array.shape
-    fits = one == contract.shape or (channels == 1 and num_dims == 2 and one == (num_range, num_azimuth))
+    if is_batch is None:
+        is_batch = array.ndim == 4
+    num_frames = _num_frames(array.shape, contract, max_batch, is_batch)
+    return array.reshape(num_frames, *contract.shape), is_batch
+
+
+def _num_frames(shape: tuple[int, ...], contract: InputContract, max_batch: int, is_batch: bool) -> int:
+    """How many frames an array of this shape holds. Raises ProblemError."""
+    channels, num_range, num_azimuth = contract.shape
+    one = shape[1:] if is_batch else shape
+    fits = one == contract.shape or (channels == 1 and one == (num_range, num_azimuth))
     if not fits:
-        what = f"heatmap shape is {shape}"
+        what = f"heatmap shape is {shape}"[:120]
         if len(one) == 3 and one[1:] == contract.shape[1:]:
             named = f" ({', '.join(contract.channels)})" if contract.channels else ""
-            what = f"heatmap has {one[0]} channels, the model takes {channels}{named}; its shape is {shape}"
+            what = f"heatmap has {one[0]} channels, the model takes {channels}{named}; its shape is {shape}"[:300]
         raise ProblemError(WRONG_SHAPE, what, remedy=f"send {_shape_text(contract)}")
     num_frames = shape[0] if is_batch else 1
     if not 1 <= num_frames <= max_batch:
         raise ProblemError(
             WRONG_SHAPE, f"batch has {num_frames} frames", remedy=f"send 1 to {max_batch} in one request"
         )
-    return array.reshape(num_frames, *contract.shape), bool(is_batch)
+    return num_frames
 
 
 def as_float32(heatmaps: npt.NDArray[Any]) -> Heatmaps:

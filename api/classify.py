@@ -2,6 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import orjson
 from starlette.types import Receive, Scope
@@ -17,6 +20,10 @@ from api.serving import Serving
 PATH = "/v1/classify"
 DECODE_IN_LOOP_BYTES = 512 * 1024
 """A longer body is decoded on a thread, so that the others do not wait for it."""
+_DECODERS = ThreadPoolExecutor(2, "decode")
+"""Few: each holds all that a JSON text became, and on more they would only wait for one another."""
+
+T = TypeVar("T")
 
 
 class Classify(Endpoint):
@@ -55,7 +62,12 @@ async def decode_posted(
     def run() -> Posted:
         return decode(body, headers=headers, query=query, contract=model.contract, max_batch=max_batch)
 
-    return run() if len(body) < DECODE_IN_LOOP_BYTES else await asyncio.to_thread(run)
+    return run() if len(body) < DECODE_IN_LOOP_BYTES else await on_decoder(run)
+
+
+async def on_decoder(run: Callable[[], T]) -> T:
+    """What `run` returns, on one of the few threads for long bodies."""
+    return await asyncio.get_running_loop().run_in_executor(_DECODERS, run)
 
 
 def encode(model: Classifier, posted: Posted, answer: Answer) -> dict[str, object]:

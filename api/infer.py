@@ -1,11 +1,10 @@
 """POST /v2/models/{name}[/versions/{version}]/infer, the other hot route: read -> parse -> infer -> write."""
 
-import asyncio
 import time
 
 from starlette.types import Receive, Scope
 
-from api.classify import DECODE_IN_LOOP_BYTES
+from api.classify import DECODE_IN_LOOP_BYTES, on_decoder
 from api.endpoint import JSON, Endpoint, Headers, Reply
 from api.inference import HEADER_LENGTH, Inference, read_inference, write_inference
 from api.metrics import Metrics
@@ -50,7 +49,7 @@ class Infer(Endpoint):
             def read() -> Inference:
                 return read_inference(body, header_length, model, max_batch=self._max_batch)
 
-            inference = read() if len(body) < DECODE_IN_LOOP_BYTES else await asyncio.to_thread(read)
+            inference = read() if len(body) < DECODE_IN_LOOP_BYTES else await on_decoder(read)
             decoded_ns = time.perf_counter_ns()
             outputs = tuple(wanted.name for wanted in inference.wanted)
             found = await self._serving.infer(model, inference.heatmaps, inference.sites, outputs)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import orjson
 
 from api import tensors
-from api.bodies import Heatmaps, as_batch, as_float32, check_dtype, checked_site
+from api.bodies import Heatmaps, as_batch, as_float32, check_dtype, check_json_length, checked_site
 from api.classifier import Classifier
 from api.problems import (
     BAD_REQUEST_VALUE,
@@ -147,6 +147,7 @@ def _read_raw(body: bytes, model: Classifier, max_batch: int) -> Inference:
 
 
 def _object(header: bytes) -> dict[str, Any]:
+    check_json_length(header)
     try:
         request = orjson.loads(header)
     except orjson.JSONDecodeError as error:

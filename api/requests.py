@@ -1,7 +1,7 @@
 """JSON bodies of the routes that are not hot: read within the limits of all bodies, then checked by a model.
 
-FastAPI would read a body of any length before it looks at it. What these routes change, pages of other sites may not:
-a browser lets any page post a text, to a server on the loopback interface too, but says whose page it is (RFC 6454).
+FastAPI would read a body of any length before it looks at it. What these routes change, pages of other sites may
+not: a browser lets any page post a text, to the loopback interface too, but says whose page it is (RFC 6454).
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from api.bodies import check_json_length
 from api.problems import BAD_REQUEST_VALUE, FOREIGN_ORIGIN, UNREADABLE_BODY, ProblemError
 from api.reading import BodyReader, ClientGoneError
 
@@ -23,6 +24,7 @@ async def read_body(request: Request, reader: BodyReader, kind: type[_Body]) -> 
         body = await reader.read(headers, request.receive)
     except ClientGoneError:  # whatever is answered, nobody reads it
         raise ProblemError(UNREADABLE_BODY, "the client went away", remedy="send the whole body") from None
+    check_json_length(body)
     check_origin(headers)  # after the body: an answer to half a request breaks a connection
     try:
         return kind.model_validate_json(body or b"{}")

@@ -149,8 +149,10 @@ def test_bad_npy_is_refused_by_name(body: bytes, status: int, named: str) -> Non
         (b'{"heatmap": [], "heatmaps": []}', 400, "'heatmaps'"),
         (b'{"heatmap": "abc"}', 422, "'abc'"),
         (b'{"heatmap": [["1.5"]]}', 422, "'1.5'"),
-        (b'{"heatmap": [[[1, 2, 3], [1, 2]]]}', 422, "inhomogeneous"),
-        (b'{"heatmap": [[[1, {}]]]}', 422, "no regular array"),
+        (b'{"heatmap": [[[1, 2, 3], [1, 2]]]}', 422, "(1, 2, 3)"),
+        (orjson.dumps({"heatmap": [[[1, 2, 3]] * 4, [[1, 2]] * 4]}), 422, "inhomogeneous"),
+        (orjson.dumps({"heatmap": [[[1, 2, 3]] * 4, [[1, 2, {}]] * 4]}), 422, "no regular array"),
+        (b'{"heatmap": ' + b"[" * 900 + b"1" + b"]" * 900 + b"}", 422, "(1, 1, 1"),
         (b'{"heatmap": []}', 422, "(0,)"),
         (b'{"heatmaps": []}', 422, "(0,)"),
         (b'{"heatmap": [[[1]]], "site": "a b"}', 422, "'a b'"),
@@ -161,6 +163,11 @@ def test_bad_json_is_refused_by_name(body: bytes, status: int, named: str) -> No
     error = refusal(body, JSON)
     assert error.kind.status == status
     assert named in error.what
+
+
+def test_a_json_text_that_would_take_much_memory_is_refused() -> None:
+    error = refusal(b'{"heatmap": [' + b"1," * 2**21 + b"1]}", JSON)
+    assert (error.kind.status, "4194320 bytes" in error.what, ".npy" in error.remedy) == (413, True, True)
 
 
 def test_two_different_sites_are_refused() -> None:
