@@ -100,6 +100,8 @@ def promote(
             )
         before = registry.aliases().get("champion")
         registry.promote(version, by=ACTOR, why=why)
+    if refused is not None and before == version and not as_json:
+        console.print(f"v{version} is refused no longer")
     _say_champion(version, before, as_json)
 
 

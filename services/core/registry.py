@@ -173,13 +173,16 @@ class Registry:
             ) from None
 
     def promote(self, version: int, *, by: str, why: str) -> None:
-        """Make `version` the champion, and the one before `previous`. Raises RegistryError if it is unknown."""
+        """Make `version` the champion, and the one before `previous`; take back that it was refused.
+
+        Raises RegistryError if it is unknown.
+        """
         self.path(version)
         with self._locked():
             champion = self.aliases().get("champion")
-            if champion == version:
+            if champion == version and version not in self.refused():
                 return
-            moves = {"champion": version} | ({"previous": champion} if champion is not None else {})
+            moves = {"champion": version} | ({"previous": champion} if champion not in (None, version) else {})
             self._move(moves, by=by, why=why)
 
     def rollback(self, *, by: str, why: str) -> int:

@@ -110,6 +110,16 @@ def test_a_refused_version_is_promoted_only_by_force(registry: Registry) -> None
     assert registry.refused() == {}
 
 
+def test_force_takes_the_refusal_of_the_champion_back(registry: Registry) -> None:
+    run("promote", "2")
+    registry.refuse(2, by="api", why="its export failed")
+    assert "v2 is refused no longer" in run("promote", "2", "--force")
+    assert (registry.refused(), registry.aliases()["previous"]) == ({3: WORSE}, 1)
+    num_moves = len(registry.history())
+    assert "v2 was the champion already" in run("promote", "2")
+    assert len(registry.history()) == num_moves
+
+
 def test_compare_sets_two_versions_side_by_side(registry: Registry) -> None:
     shown = run("compare", "1", "2")
     accuracy = next(line for line in shown.splitlines() if line.strip().startswith("accuracy"))
