@@ -68,7 +68,7 @@ class MoveRequest(BaseModel):
 
 
 class Moved(BaseModel):
-    """Where the aliases point now. live_version: what answers now; it becomes the champion within a poll."""
+    """Where the aliases point now. live_version: what answers now; the champion follows, see GET /readyz."""
 
     name: str
     live_version: int | None
@@ -150,8 +150,8 @@ def make_router(live: LiveModel, registry: Registry, reader: BodyReader) -> APIR
     @router.post(
         "/{version}/promote",
         summary="Make a version the champion",
-        description="It must have been exported, and not refused. The server takes it over within a poll, "
-        "without a gap; the champion before stays as `previous`.",
+        description="It must not have been refused; one that the gate holds may be promoted. The server takes it "
+        "over within a poll, or once it has exported it, without a gap; the champion before stays as `previous`.",
         openapi_extra=described_body(MoveRequest, is_required=False, why={"by": "ada", "why": "better at night"}),
         responses=_MOVE_PROBLEMS | example(_MOVED_EXAMPLE),
     )
@@ -207,15 +207,15 @@ def _promote(registry: Registry, version: int, live_version: int | None, asked: 
     _check_known(registry, version)
     refused = registry.refused().get(version)
     if refused is not None:
-        raise ProblemError(CONFLICT, f"version {version} was refused: {refused}", remedy="promote another")
+        raise ProblemError(
+            CONFLICT,
+            f"version {version} was refused: {refused}",
+            remedy=f"promote another, or this one by: echosight models promote {version} --force",
+        )
     try:
-        is_exported = registry.manifest(version).parity is not None
+        registry.manifest(version)
     except RegistryError as error:
         raise ProblemError(CONFLICT, error.what, remedy="promote another") from None
-    if not (is_exported and (registry.dir / str(version) / MODEL_FILE).is_file()):
-        raise ProblemError(
-            CONFLICT, f"version {version} has not been exported", remedy="wait until has_model is true"
-        )
     registry.promote(version, by=asked.by, why=asked.why)
     return Moved(name=registry.name, live_version=live_version, aliases=registry.aliases())
 

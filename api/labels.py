@@ -19,7 +19,7 @@ from services.core.streams import Publisher, StreamsLost, connect
 
 MAX_LABELS = 256
 _MAX_STREAM_ENTRIES = 200_000
-"""Of a site whose labels nobody reads. Before that the janitor trims: by what was read, and by the server's memory."""
+"""Of a site whose labels nobody reads. Before that the janitor trims, by what was read and by memory."""
 _Count = Annotated[int, Field(ge=0, lt=2**63, description="as the radar frame has it; a text of digits works too")]
 
 

@@ -115,7 +115,7 @@ class Versions:
             raise ProblemError(
                 problems.CONFLICT,
                 f"version {version} has not been exported",
-                remedy="wait for the server to export it, or promote it",
+                remedy=f"POST /v1/models/{version}/promote: the server exports what it serves",
             )
         try:
             manifest = self._registry.manifest(version)

@@ -86,13 +86,13 @@ async def test_what_cannot_be_served_is_not_promoted(
     assert (await client.get("/v1/models")).json()["aliases"]["champion"] == 2
 
 
-async def test_a_version_that_was_not_exported_is_not_promoted(tmp_path: Path) -> None:
+async def test_a_held_version_that_was_not_exported_is_promoted_exported_and_served(tmp_path: Path) -> None:
     registry = registry_of(tmp_path)
-    publish_champion(registry)
-    publish(registry)
-    async with serving(tmp_path, poll_interval_s=1000.0) as (app, client):
-        await until(lambda: app.state.live.is_ready)
-        answer = await client.post("/v1/models/2/promote")
-        assert (answer.status_code, "has not been exported" in answer.json()["detail"]) == (409, True)
+    publish(registry, verdict="hold")
+    async with serving(tmp_path) as (app, client):
+        (tmp_path / "prepared" / "1.onnx").write_bytes(tiny_model(1))
+        answer = await client.post("/v1/models/1/promote")
+        assert (answer.status_code, answer.json()["aliases"]) == (200, {"champion": 1})
+        await until(lambda: app.state.live.version == 1)
         nothing = await client.post("/v1/models/rollback")
         assert (nothing.status_code, "no champion before" in nothing.json()["detail"]) == (409, True)
