@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import numpy as np
 import numpy.typing as npt
 
-from services.client.errors import StreamClosedError, error_from
+from services.client.errors import RefusedError, StreamClosedError, error_from
 from services.client.http import Connection, read_json
 from services.client.websocket import WebSocket
 
@@ -77,7 +77,7 @@ class Client:
         """
         found: list[Prediction] = []
         for start in range(0, len(heatmaps), batch):
-            body = _npy(np.stack([_frame(heatmap) for heatmap in heatmaps[start : start + batch]]))
+            body = _npy(_stacked(heatmaps[start : start + batch]))
             answer = self._post("/v1/classify", body, site)
             found += [_prediction(row, answer) for row in answer["results"]]
         return found
@@ -88,7 +88,7 @@ class Client:
         """(B, D) float32, rows of length 1: their scalar products say how alike frames are. Raises ClientError."""
         parts = []
         for start in range(0, len(heatmaps), batch):
-            body = _npy(np.stack([_frame(heatmap) for heatmap in heatmaps[start : start + batch]]))
+            body = _npy(_stacked(heatmaps[start : start + batch]))
             headers = _NPY | {"accept": "application/x-npy"}
             _, content = self._connection.ask("POST", _path("/v1/embed", site), body=body, headers=headers)
             parts.append(np.load(io.BytesIO(content), allow_pickle=False))
@@ -137,7 +137,7 @@ class Stream:
         self.close()
 
     def send(self, heatmap: Heatmap) -> None:
-        """heatmap: (C, R, A). Raises StreamClosedError."""
+        """heatmap: (C, R, A). Raises StreamClosedError, and RefusedError for what is no array of real numbers."""
         self._websocket.send(_npy(_welcome(heatmap)))
 
     def receive(self) -> Prediction:
@@ -177,8 +177,13 @@ class Stream:
 
 
 def _welcome(heatmap: Heatmap) -> Heatmap:
-    """In a dtype that the server takes: what Python made float64 becomes float32."""
-    array = np.asarray(heatmap)
+    """In a dtype that the server takes: what Python made float64 becomes float32. Raises RefusedError."""
+    try:
+        array = np.asarray(heatmap)
+    except ValueError as error:  # rows of different lengths
+        raise RefusedError(f"heatmap is no array: {error}", remedy="make every row equally long") from None
+    if array.dtype.kind not in "biuf":
+        raise RefusedError(f"heatmap dtype is {array.dtype}", remedy="send real numbers, power in dB")
     return array if array.dtype.name in _WELCOME else array.astype(np.float32)
 
 
@@ -186,6 +191,15 @@ def _frame(heatmap: Heatmap) -> Heatmap:
     """A part of a batch: (R, A) has one channel."""
     array = _welcome(heatmap)
     return array[np.newaxis] if array.ndim == 2 else array
+
+
+def _stacked(heatmaps: Sequence[Heatmap] | Heatmap) -> Heatmap:
+    """(B, C, R, A). Raises RefusedError."""
+    frames = [_frame(heatmap) for heatmap in heatmaps]
+    shapes = {frame.shape for frame in frames}
+    if len(shapes) > 1:
+        raise RefusedError(f"heatmaps have shapes {sorted(shapes)[:4]}", remedy="send those of one shape together")
+    return np.stack(frames)
 
 
 def _npy(array: Heatmap) -> bytes:

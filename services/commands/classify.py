@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.lib.format import open_memmap
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -71,13 +72,15 @@ def _paths(files: Iterable[str]) -> list[Path]:
 def _frames(paths: Iterable[Path]) -> Iterator[Frame]:
     for path in paths:
         try:
-            array = np.load(path, allow_pickle=False, mmap_mode="r")
+            array = open_memmap(path, mode="r")
         except (OSError, ValueError) as error:
             yield {"file": str(path), "problem": f"cannot be read: {error}"}, None
             continue
-        if not isinstance(array, np.ndarray) or array.ndim < 2:
+        if array.ndim not in (2, 3, 4) or not array.size:
             yield {"file": str(path), "problem": "holds no heatmap"}, None
-        elif array.ndim > 3:
+        elif array.dtype.kind not in "biuf":
+            yield {"file": str(path), "problem": f"holds {array.dtype}, no real numbers"}, None
+        elif array.ndim == 4:
             yield from (({"file": str(path), "index": index}, frame) for index, frame in enumerate(array))
         else:
             yield {"file": str(path)}, array

@@ -71,6 +71,20 @@ async def test_what_the_server_refuses_is_raised_with_its_remedy(url: str) -> No
     assert "send (2, 4, 3)" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("frames", "named"),
+    [
+        ([heatmap().astype("c8")], "complex64"),
+        ([np.full(SHAPE, "car")], "<U3"),
+        ([heatmap(), heatmap(3, 3)], r"\(1, 3, 3\)"),
+        ([[[[1.0, 2.0], [1.0]]]], "no array"),
+    ],
+)
+def test_what_is_no_heatmap_is_refused_before_anything_is_sent(frames: Any, named: str) -> None:
+    with Client("http://127.0.0.1:1", retries=0) as client, pytest.raises(RefusedError, match=named):
+        client.classify_many(frames)
+
+
 async def test_labels_and_models(url: str, redis_client: "redis.Redis") -> None:
     await using(url, lambda client: client.label("car", site="north", captured_at_ns=1, seq=2))
     assert redis_client.xlen(stream_key("north", "labels")) == 1

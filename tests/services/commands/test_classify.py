@@ -59,12 +59,27 @@ def test_bad_files_are_reported_and_the_others_go_on(url: str, folder: Path) -> 
     np.save(folder / "d.npy", heatmap(3, 3))
     np.save(folder / "e.npy", np.full(SHAPE, np.nan, np.float32))
     np.save(folder / "f.npy", heatmap())
+    (folder / "g.npy").touch()
+    (folder / "m.npy").write_bytes(b"PK\x03\x04 and no more")
+    np.save(folder / "h.npy", np.full((2, 2), "car"))
+    np.save(folder / "i.npy", heatmap(1, 1, *SHAPE))
+    np.save(folder / "j.npy", heatmap(dtype=np.complex64))
+    np.save(folder / "k.npy", heatmap(0, *SHAPE))
+    np.savez(folder / "l", heatmap())
+    (folder / "l.npz").rename(folder / "l.npy")
     status, output = run(str(folder), "--url", url, "--json")
     frames = {Path(frame["file"]).name: frame for frame in json.loads(output)["frames"]}
     assert status == 1
     assert "cannot be read" in frames["c.npy"]["problem"]
     assert "(3, 3)" in frames["d.npy"]["problem"]
     assert "NaN" in frames["e.npy"]["problem"]
+    assert "cannot be read" in frames["g.npy"]["problem"]
+    assert "cannot be read" in frames["m.npy"]["problem"]
+    assert "<U3" in frames["h.npy"]["problem"]
+    assert "no heatmap" in frames["i.npy"]["problem"]
+    assert "complex64" in frames["j.npy"]["problem"]
+    assert "no heatmap" in frames["k.npy"]["problem"]
+    assert "cannot be read" in frames["l.npy"]["problem"]
     assert frames["a.npy"]["label"] == frames["f.npy"]["label"] == "pedestrian"
 
 
