@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -39,6 +40,26 @@ async def test_a_large_head_and_a_larger_body_are_read(address: str) -> None:
         assert (await client.get("/livez", headers={"x-long": "a" * 50_000})).status_code == 200
         answer = await client.post("/v1/models/rollback", content=b" " * 1_000_000)
     assert answer.status_code == 400
+
+
+async def test_a_client_that_takes_nothing_of_its_answers_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.protocol.MAX_UNREAD_MS", 300)
+    async with listening(tmp_path) as (_, address):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = address.split(":")
+        client.connect((host, int(port)))  # the kernel accepts it: the server's loop is this one
+        reader, writer = await asyncio.open_connection(sock=client)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        asks = b"GET /openapi.json HTTP/1.1\r\nhost: api\r\n\r\n"
+        async with asyncio.timeout(20.0):
+            with pytest.raises(OSError):  # noqa: PT011, PT012 - reset or broken pipe, as the race falls
+                while True:
+                    writer.write(asks)
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
 
 
 async def test_connections_are_bounded(address: str) -> None:
