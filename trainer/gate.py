@@ -122,15 +122,15 @@ def judge_first(
     blocks: Sequence[Block],
     why_no_champion: str,
 ) -> Judgement:
-    """A version that there is nothing to compare with goes live if it beats chance for sure.
+    """A version that has nothing to be compared with goes live if it surely beats chance, or cannot be tested yet.
 
     right: (N,) float64; chance: what a blind guess would get. targets: weighs classes alike; None: frames.
     """
     num_blocks = len(set(blocks))
     details = {"what": what, "basis": basis, "num_frames": len(right), "num_blocks": num_blocks}
     if num_blocks < MIN_BLOCKS:
-        why = f"{why_no_champion}; {len(right)} frames of {num_blocks} blocks are too few to test it"
-        return Judgement("hold", why, details)
+        why = f"{why_no_champion}; {len(right)} frames of {num_blocks} blocks are too few to test it: by rule"
+        return Judgement("promote", why, details)
     masks = [np.ones(len(right), bool)] if targets is None else [targets == i for i in np.unique(targets)]
     shares, draws = _bootstrap(right, masks, blocks)
     low, high = _interval(draws.mean(1))
