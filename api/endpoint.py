@@ -3,6 +3,7 @@
 It answers its own problems and counts its own answers. Its OpenAPI operation is written out in `api.operations`.
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from starlette.types import Receive, Scope, Send
@@ -27,15 +28,15 @@ class Reply(NamedTuple):
     status: int = 200
 
 
-class Endpoint:
+class Endpoint(ABC):
     """What a hot route derives from."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
+    @abstractmethod
     async def answer(self, scope: Scope, receive: Receive) -> Reply:
         """The answer to one request. Whatever it raises becomes a problem."""
-        raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

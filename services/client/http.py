@@ -66,13 +66,13 @@ class Connection:
                         remedy="start the server (`echosight serve`), or name another",
                     ) from None
                 if not isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
-                    time.sleep(pause_s(attempt, None))
+                    time.sleep(pause_s(attempt, None))  # the server is away: there is nothing to wait on
                 continue
             if response.status < 400:
                 return response, content
             if response.status not in BUSY or attempt == self._retries:
                 raise error_from(response.status, read_json(content, or_else=None))
-            time.sleep(pause_s(attempt, response.headers.get("retry-after")))
+            time.sleep(pause_s(attempt, response.headers.get("retry-after")))  # as the server asked
         raise AssertionError("the last attempt returns or raises")
 
     def _once(

@@ -185,7 +185,7 @@ def _run_all(
                     command = [sys.executable, "-m", "services.sensors", *arguments]
                     process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
                     running.append((arguments, process))
-                time.sleep(_POLL_S)
+                time.sleep(_POLL_S)  # several processes: there is no one to wait on
                 look()
                 for arguments, process in [one for one in running if one[1].poll() is not None]:
                     running.remove((arguments, process))
