@@ -19,7 +19,7 @@ from api.docs import add_docs
 from api.embed import PATH as EMBED_PATH
 from api.embed import Embed
 from api.endpoint import Endpoint
-from api.engine import Engine
+from api.engine import Limits
 from api.events import Events
 from api.exporter import DEFAULT_COMMAND, Exporter
 from api.infer import Infer, is_infer
@@ -30,11 +30,10 @@ from api.models import LiveModel
 from api.openapi import add_operations, problem_responses
 from api.operations import operations
 from api.problems import NO_WEBSOCKET, ProblemError
-from api.promoter import Promoter
+from api.promoter import Promoter, Trial
 from api.reading import BodyReader
 from api.serving import Serving
 from api.settings import ApiSettings
-from api.statistics import Statistics
 from api.stream import PATH as STREAM_PATH
 from api.stream import Stream
 from api.versions import Versions
@@ -76,8 +75,17 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
     """The server for `settings.model_name`. export_command: what runs an export, before its arguments."""
     live, metrics = LiveModel(), Metrics()
     registry = Registry(settings.registry_dir, settings.model_name)
-    engine = Engine(
-        threads=settings.inference_threads or available_cores(), in_loop_below_ms=settings.in_loop_below_ms
+    serving = Serving(
+        live,
+        metrics,
+        threads=settings.inference_threads or available_cores(),
+        in_loop_below_ms=settings.in_loop_below_ms,
+        limits=Limits(
+            max_rows=settings.max_batch,
+            max_waiting_rows=settings.max_waiting_frames,
+            batch_wait_ms=settings.batch_wait_ms,
+            answer_timeout_s=settings.answer_timeout_s,
+        ),
     )
 
     @contextlib.asynccontextmanager
@@ -94,9 +102,15 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
         promoter = Promoter(
             registry,
             exporter,
-            live=live,
+            serving=serving,
             metrics=metrics,
             events=events,
+            trial=Trial(
+                max_frame_ms=settings.max_frame_ms,
+                shadow_frames=settings.shadow_frames,
+                shadow_timeout_s=settings.shadow_timeout_s,
+                shadow_min_agreement=settings.shadow_min_agreement,
+            ),
             poll_interval_s=settings.poll_interval_s,
         )
         tasks = [
@@ -113,11 +127,10 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
             await asyncio.gather(*tasks, return_exceptions=True)
             await event_listeners.close()
             await label_publisher.close()
-            engine.close()
+            serving.close()
             events.close()
 
     reader = BodyReader(settings)
-    serving = Serving(live, engine, metrics, Statistics())
     versions = Versions(registry, live, max_loaded=settings.max_loaded_versions)
     event_listeners = Listeners(settings, live, metrics)
     label_publisher = LabelPublisher(settings.redis_url)
@@ -137,7 +150,7 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
         docs_url="/swagger",
         redoc_url=None,
     )
-    app.state.live = live
+    app.state.live, app.state.metrics = live, metrics
     for path in (*hot, "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
         app.router.routes.append(Route(path, hot.get(path, infer), methods=["POST"]))  # for its 405
     problems.install(app)

@@ -40,11 +40,18 @@ class Classifier:
         self.classes = manifest.classes
         self.frame_ms = 0.0
         """Median time of a call with one frame; known once it is warm."""
+        self.threads = 1
+        """Cores that one call takes."""
+        self.batch_gain = 1.0
+        """How many times cheaper a frame is in a batch of 8 than alone."""
         self.outputs: dict[str, npt.NDArray[Any]] = {node.name: np.empty(0) for node in session.get_outputs()}
         """Every output of the graph, as it is for no frames: (0, ...), of its dtype; known once it is warm."""
         self.unknown_threshold = manifest.unknown_threshold
         self._run = session.run
-        self._answers = ["probabilities"] if self.unknown_threshold is None else ["probabilities", UNKNOWN_SCORE]
+        self.answers: tuple[str, ...] = ("probabilities",)
+        """What a classification needs of the outputs."""
+        if self.unknown_threshold is not None:
+            self.answers = ("probabilities", UNKNOWN_SCORE)
         self._site_index = {site: index for index, site in enumerate(manifest.sites) if site}
         self._one_site = [np.array([index], dtype=np.int64) for index in range(max(1, len(manifest.sites)))]
 
@@ -81,8 +88,7 @@ class Classifier:
 
     def answer(self, heatmaps: npt.NDArray[np.float32], site_index: int) -> tuple[Probabilities, Scores | None]:
         """Class probabilities, and unknown scores (B,) float32: None from a model without a threshold for them."""
-        sites = self.sites(site_index, len(heatmaps))
-        found = self._run(self._answers, {"heatmap": heatmaps, "site": sites})
+        found = self.run(heatmaps, self.sites(site_index, len(heatmaps)), self.answers)
         return found[0], found[1] if len(found) > 1 else None
 
     def run(
@@ -114,7 +120,7 @@ class Classifier:
         num_frames = len(heatmaps)
         sites = np.full(num_frames, site_index, dtype=np.int64)
         try:
-            wanted_outputs = [*OUTPUTS, *self._answers[1:]]
+            wanted_outputs = [*OUTPUTS, *self.answers[1:]]
             outputs: list[Any] = self._run(wanted_outputs, {"heatmap": heatmaps, "site": sites})
         except Exception as error:  # as above
             raise self._bad(f"fails on {num_frames} frames: {_first_line(error)}") from None

@@ -12,10 +12,10 @@ from starlette.types import Receive, Scope
 from api.bodies import Posted, decode
 from api.classifier import Classifier
 from api.endpoint import JSON, Endpoint, Reply
-from api.engine import Answer
 from api.metrics import Metrics
 from api.reading import BodyReader
-from api.serving import Serving
+from api.serving import Answer, Serving
+from api.terms import terms_of
 
 PATH = "/v1/classify"
 DECODE_IN_LOOP_BYTES = 512 * 1024
@@ -36,20 +36,21 @@ class Classify(Endpoint):
         self._max_batch = max_batch
 
     async def answer(self, scope: Scope, receive: Receive) -> Reply:
-        started_ns = time.perf_counter_ns()
+        started_ns = time.monotonic_ns()
         headers = dict(scope["headers"])
         body = await self._reader.read(headers, receive)
-        read_ns = time.perf_counter_ns()
+        terms = terms_of(scope, headers, started_ns)
+        read_ns = time.monotonic_ns()
         model = self._serving.model
         posted = await decode_posted(body, headers, scope["query_string"], model, max_batch=self._max_batch)
-        decoded_ns = time.perf_counter_ns()
-        answer = await self._serving.predict(model, posted.heatmaps, posted.site)
+        decoded_ns = time.monotonic_ns()
+        answer = await self._serving.predict(model, posted.heatmaps, posted.site, terms)
         content = encode(model, posted, answer)
         content["timing_ms"] = {
             "decode": (decoded_ns - read_ns) / 1e6,
             "queue": answer.queue_ns / 1e6,
             "inference": answer.inference_ns / 1e6,
-            "total": (time.perf_counter_ns() - started_ns) / 1e6,
+            "total": (time.monotonic_ns() - started_ns) / 1e6,
         }
         return Reply([JSON, (b"x-model-version", b"%d" % model.version)], orjson.dumps(content))
 

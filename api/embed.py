@@ -1,6 +1,7 @@
 """POST /v1/embed: heatmaps in, embeddings of length 1 out, as JSON or, if the client accepts it, as .npy."""
 
 import io
+import time
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from api.endpoint import JSON, Endpoint, Reply
 from api.metrics import Metrics
 from api.reading import BodyReader
 from api.serving import Serving
+from api.terms import terms_of
 
 PATH = "/v1/embed"
 _NPY = (b"content-type", b"application/x-npy")
@@ -28,13 +30,15 @@ class Embed(Endpoint):
         self._max_batch = max_batch
 
     async def answer(self, scope: Scope, receive: Receive) -> Reply:
+        started_ns = time.monotonic_ns()
         headers = dict(scope["headers"])
         body = await self._reader.read(headers, receive)
+        terms = terms_of(scope, headers, started_ns)
         model = self._serving.model
         posted = await decode_posted(body, headers, scope["query_string"], model, max_batch=self._max_batch)
         site_index, is_known = model.site(posted.site)
         sites = model.sites(site_index, len(posted.heatmaps))
-        outputs = await self._serving.infer(model, posted.heatmaps, sites, ("embedding",))
+        outputs = await self._serving.infer(model, posted.heatmaps, sites, ("embedding",), terms)
         embeddings = unit_norm(outputs.values[0])
         version = (b"x-model-version", b"%d" % model.version)
         if b"application/x-npy" in headers.get(b"accept", b""):

@@ -11,6 +11,7 @@ from api.metrics import Metrics
 from api.problems import NO_SUCH_MODEL, NOT_FOUND, ProblemError
 from api.reading import BodyReader
 from api.serving import Serving
+from api.terms import terms_of
 from api.versions import Versions
 
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -37,9 +38,11 @@ class Infer(Endpoint):
         self._max_batch = max_batch
 
     async def answer(self, scope: Scope, receive: Receive) -> Reply:
+        asked_ns = time.monotonic_ns()
         name, version = names_in(scope["path"])
         headers = dict(scope["headers"])
         body = await self._reader.read(headers, receive)  # first: an answer to half a request breaks a connection
+        terms = terms_of(scope, headers, asked_ns)
         check_name(name, self._name)
         model = await self._versions.find(version)
         started_ns = time.perf_counter_ns()
@@ -51,8 +54,10 @@ class Infer(Endpoint):
 
             inference = read() if len(body) < DECODE_IN_LOOP_BYTES else await on_decoder(read)
             decoded_ns = time.perf_counter_ns()
+            if inference.timeout_us:
+                terms = terms.sooner(asked_ns + inference.timeout_us * 1000)
             outputs = tuple(wanted.name for wanted in inference.wanted)
-            found = await self._serving.infer(model, inference.heatmaps, inference.sites, outputs)
+            found = await self._serving.infer(model, inference.heatmaps, inference.sites, outputs, terms)
             inferred_ns = time.perf_counter_ns()
             answer, json_bytes = write_inference(inference, dict(zip(outputs, found.values, strict=True)), model)
         except Exception:

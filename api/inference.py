@@ -36,6 +36,7 @@ Inputs = dict[str, tuple[str, Array]]
 """Datatype and array of each input."""
 _EXAMPLE = '{"inputs": [{"name": "heatmap", "shape": [1, 2, 128, 64], "datatype": "FP32", "data": [...]}]}'
 _MAX_OUTPUTS = 16
+_MAX_TIMEOUT_US = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """heatmaps: (B, C, R, A) float32. sites: (B,) int64, the graph's indices. id: to be echoed, "" if none."""
+    """heatmaps: (B, C, R, A) float32. sites: (B,) int64, the graph's indices. id: to be echoed, "" if none.
+
+    timeout_us: how long the client waits, 0: as long as it takes.
+    """
 
     id: str
     heatmaps: Heatmaps
     sites: npt.NDArray[np.int64]
     wanted: tuple[Wanted, ...]
+    timeout_us: int = 0
 
 
 def read_inference(body: bytes, header_length: bytes | None, model: Classifier, *, max_batch: int) -> Inference:
@@ -75,7 +80,8 @@ def read_inference(body: bytes, header_length: bytes | None, model: Classifier, 
     if not isinstance(request_id, str):
         raise _bad_value(f"id is {str(request_id)[:40]!r}", "send a text")
     is_binary = _flag(parameters, "binary_data_output")
-    return Inference(request_id, heatmaps, sites, _wanted(request.get("outputs"), model, is_binary))
+    wanted = _wanted(request.get("outputs"), model, is_binary)
+    return Inference(request_id, heatmaps, sites, wanted, _timeout_us(parameters))
 
 
 def write_inference(
@@ -295,6 +301,13 @@ def _flag(parameters: Mapping[str, Any], name: str) -> bool:
     value = parameters.get(name, False)
     if not isinstance(value, bool):
         raise _bad_value(f"{name} is {str(value)[:20]!r}", "send true or false")
+    return value
+
+
+def _timeout_us(parameters: Mapping[str, Any]) -> int:
+    value = parameters.get("timeout", 0)
+    if type(value) is not int or not 0 <= value <= _MAX_TIMEOUT_US:
+        raise _bad_value(f"timeout is {str(value)[:20]!r}", f"send whole microseconds, at most {_MAX_TIMEOUT_US}")
     return value
 
 

@@ -12,6 +12,7 @@ from prometheus_client import (
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -30,6 +31,21 @@ class Metrics:
             "Time in the model of one call, whatever its batch",
             buckets=_SECONDS,
             registry=self.registry,
+        )
+        self.queue_s = Histogram(
+            "echosight_api_queue_seconds",
+            "Time that a request's frames waited for a thread",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.batch_frames = Histogram(
+            "echosight_api_batch_frames",
+            "Heatmaps in one call of the model",
+            buckets=_BATCHES,
+            registry=self.registry,
+        )
+        self.waiting_frames = Gauge(
+            "echosight_api_waiting_frames", "Heatmaps that wait for a thread now", registry=self.registry
         )
         self.frames = Counter("echosight_api_frames", "Heatmaps classified", registry=self.registry)
         self.live_version = Gauge(

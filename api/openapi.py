@@ -33,6 +33,11 @@ PROBLEM_EXAMPLES = {
         'POST /v2/repository/models/radar/load with {"parameters": {"version": "5"}}',
     ),
     "wrong-method": ("method is GET", "use POST"),
+    "overloaded": ("512 frames wait for the model, 512 may", "try again in 1.4 s or so, or send fewer frames"),
+    "too-late": (
+        "the deadline passed after 50 ms in line",
+        "give it more time (x-timeout-ms), or send fewer frames",
+    ),
     "slow-body": ("4096 bytes of the body came within 30 s", "send it faster or in smaller requests"),
     "conflict": ("version 5 was refused: NaN in the answers", "promote another"),
     "too-large": ("body has 20000000 bytes or more", "send at most 16777216: fewer frames a request, or float16"),

@@ -88,6 +88,13 @@ _EXAMPLE_EMBEDDING = {
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _VERSION_HEADER = {"x-model-version": {"schema": {"type": "integer"}, "description": "which version answered"}}
+_TIMEOUT_PARAMETER = {
+    "name": "x-timeout-ms",
+    "in": "header",
+    "required": False,
+    "description": "how long an answer is of use, counted from the request's arrival: 504 rather than a late one",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+}
 _SITE_PARAMETER = {
     "name": "site",
     "in": "query",
@@ -239,7 +246,7 @@ def operations() -> dict[str, dict[str, Any]]:
                 "description": _CLASSIFY_DESCRIPTION,
                 "operationId": "classify",
                 "tags": ["answers"],
-                "parameters": [_SITE_PARAMETER, *_RAW_PARAMETERS],
+                "parameters": [_SITE_PARAMETER, _TIMEOUT_PARAMETER, *_RAW_PARAMETERS],
                 "requestBody": _FRAMES_BODY,
                 "responses": _responses(
                     "The class of each frame",
@@ -258,7 +265,7 @@ def operations() -> dict[str, dict[str, Any]]:
                 "description": _EMBED_DESCRIPTION,
                 "operationId": "embed",
                 "tags": ["answers"],
-                "parameters": [_SITE_PARAMETER, *_RAW_PARAMETERS],
+                "parameters": [_SITE_PARAMETER, _TIMEOUT_PARAMETER, *_RAW_PARAMETERS],
                 "requestBody": _FRAMES_BODY,
                 "responses": _responses(
                     "The embedding of each frame",
@@ -311,7 +318,7 @@ def _infer(operation_id: str, summary: str, *path_parameters: str) -> dict[str, 
         "description": _INFER_DESCRIPTION,
         "operationId": operation_id,
         "tags": ["protocol V2"],
-        "parameters": [*in_path, length],
+        "parameters": [*in_path, length, _TIMEOUT_PARAMETER],
         "requestBody": {
             "required": True,
             "content": {
@@ -327,6 +334,6 @@ def _infer(operation_id: str, summary: str, *path_parameters: str) -> dict[str, 
 
 
 def _responses(description: str, content: dict[str, Any]) -> dict[str, Any]:
-    problems = problem_responses(400, 408, 413, 415, 422, 500, 503)
+    problems = problem_responses(400, 408, 413, 415, 422, 429, 500, 503, 504)
     ok = {"description": description, "headers": _VERSION_HEADER, "content": content}
     return {"200": ok} | {str(status): row for status, row in problems.items()}

@@ -50,10 +50,12 @@ OUT_OF_RANGE = Kind("out-of-range", 422, "The heatmap has values beyond any rada
 BAD_SITE = Kind("bad-site", 422, "This is no name of a site")
 BAD_REQUEST_VALUE = Kind("bad-value", 422, "A value of the request is wrong")
 NO_WEBSOCKET = Kind("no-websocket", 426, "This is a WebSocket")
+OVERLOADED = Kind("overloaded", 429, "More is asked than the model can answer")
 INTERNAL = Kind("internal", 500, "The server failed")
 NOT_READY = Kind("not-ready", 503, "No model is live yet")
 NO_STREAMS = Kind("no-streams", 503, "The streams' server cannot be reached")
 TOO_MANY_CLIENTS = Kind("too-many-clients", 503, "Too many clients listen already")
+TOO_LATE = Kind("too-late", 504, "No answer before the deadline")
 
 KINDS = (
     UNREADABLE_BODY,
@@ -73,10 +75,12 @@ KINDS = (
     BAD_SITE,
     BAD_REQUEST_VALUE,
     NO_WEBSOCKET,
+    OVERLOADED,
     INTERNAL,
     NOT_READY,
     NO_STREAMS,
     TOO_MANY_CLIENTS,
+    TOO_LATE,
 )
 
 

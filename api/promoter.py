@@ -6,12 +6,14 @@ before the swap leaves the live model alone. It does not know HTTP.
 
 import asyncio
 import time
+from typing import NamedTuple
 
 from api.classifier import Classifier
 from api.events import Events
 from api.exporter import ExportDelayedError, Exporter, ExportKilledError
 from api.metrics import Metrics
 from api.models import LiveModel
+from api.serving import Serving
 from services.core.errors import EchosightError, ExportError, RegistryError
 from services.core.logs import logger
 from services.core.registry import MODEL_FILE, Registry
@@ -23,6 +25,15 @@ RETRY_POLLS = 10
 MAX_PUT_OFF_S = 600.0
 
 
+class Trial(NamedTuple):
+    """What a candidate must stand before it goes live; see ApiSettings. shadow_frames 0: no live traffic."""
+
+    max_frame_ms: float = 2000.0
+    shadow_frames: int = 0
+    shadow_timeout_s: float = 300.0
+    shadow_min_agreement: float = 0.7
+
+
 class Promoter:
     """The one task that changes which model is live."""
 
@@ -31,14 +42,17 @@ class Promoter:
         registry: Registry,
         exporter: Exporter,
         *,
-        live: LiveModel,
+        serving: Serving,
         metrics: Metrics,
         events: Events,
         poll_interval_s: float,
+        trial: Trial | None = None,
     ) -> None:
         self._registry = registry
         self._exporter = exporter
-        self._live = live
+        self._serving = serving
+        self._live: LiveModel = serving.live
+        self._trial = trial or Trial()
         self._metrics = metrics
         self._events = events
         self._poll_interval_s = poll_interval_s
@@ -97,7 +111,8 @@ class Promoter:
             await self._try_serve(champion)
 
     async def _advance(self, candidate: int) -> None:
-        """1. export, 2. load and warm, 3. swap, 4. promote; a bad model in 1 or 2 refuses the version."""
+        """1. export, 2. load, warm and try, 3. swap, 4. promote; a bad model in 1 or 2 refuses the version."""
+        why = "exported, warmed and answering well"
         if self._live.version != candidate:
             if not self._is_due(candidate):
                 return
@@ -105,6 +120,9 @@ class Promoter:
                 if not await self._is_exported(candidate):
                     await self._export(candidate)
                 classifier = await self._load(candidate)
+                self._check_time(classifier)
+                if self._live.current is not None and self._trial.shadow_frames:
+                    why += f"; {await self._compare(classifier)}"
             except ExportDelayedError as error:
                 self._put_off(candidate, error)
                 return
@@ -115,7 +133,6 @@ class Promoter:
                 return  # it took minutes, in which a person may have moved the champion
             self._unpromoted = candidate
             self._swap(classifier)
-        why = "exported, warmed and answering well"
         await asyncio.to_thread(self._registry.promote, candidate, by=ACTOR, why=why)
         self._unpromoted = 0
         await self._announce(why)
@@ -164,6 +181,24 @@ class Promoter:
             self._live.waiting_for = f"version {version} to load and warm up"
         manifest = await asyncio.to_thread(self._registry.manifest, version)
         return await asyncio.to_thread(Classifier.load, self._registry.path(version) / MODEL_FILE, manifest)
+
+    def _check_time(self, model: Classifier) -> None:
+        if model.frame_ms > self._trial.max_frame_ms:
+            raise ExportError(
+                f"takes {model.frame_ms:.0f} ms for a frame, {self._trial.max_frame_ms:.0f} are allowed",
+                remedy="publish a smaller encoder, or raise ECHOSIGHT_MAX_FRAME_MS",
+            )
+
+    async def _compare(self, classifier: Classifier) -> str:
+        """The candidate beside the live model on live traffic. Raises ExportError if they agree too little."""
+        trial = self._trial
+        self._log.info("comparing on live frames", version=classifier.version, frames=trial.shadow_frames)
+        seen = await self._serving.compare(classifier, trial.shadow_frames, timeout_s=trial.shadow_timeout_s)
+        if seen.agreement < trial.shadow_min_agreement:
+            raise ExportError(
+                f"{seen}, less than {trial.shadow_min_agreement:.0%}", remedy="promote it by hand if it is right"
+            )
+        return str(seen)
 
     def _swap(self, classifier: Classifier) -> None:
         self._live.swap(classifier)

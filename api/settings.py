@@ -42,8 +42,32 @@ class ApiSettings(CoreSettings):
     export_timeout_s: float = Field(
         default=600.0, gt=0, description="how long one export may take before it is stopped and put off"
     )
+    max_frame_ms: float = Field(
+        default=2000.0, gt=0, description="a version that takes longer for one frame when it is loaded is refused"
+    )
+    shadow_frames: int = Field(
+        default=0, ge=0, description="frames on which a candidate is compared with the live model, unseen; 0: none"
+    )
+    shadow_timeout_s: float = Field(
+        default=300.0, gt=0, description="how long that comparison may wait for frames; then those seen count"
+    )
+    shadow_min_agreement: float = Field(
+        default=0.7, ge=0, le=1, description="share of those frames with the same class below which it is refused"
+    )
     export_threads: int = Field(
         default=1, ge=1, description="threads of the export child, which runs at low priority beside the serving"
+    )
+    max_waiting_frames: int = Field(
+        default=512, ge=1, description="frames that may wait for the model; who asks for more is answered by 429"
+    )
+    batch_wait_ms: float = Field(
+        default=2.0,
+        ge=0,
+        le=100,
+        description="how long a thread waits for a fuller batch, where it is cheaper and several clients ask",
+    )
+    answer_timeout_s: float = Field(
+        default=30.0, gt=0, description="a frame that has no answer by then gets 504; a client may ask for less"
     )
     inference_threads: int = Field(
         default=0, ge=0, description="model calls at a time; 0: as many as the cgroup and the affinity give cores"

@@ -21,7 +21,7 @@ class Duration:
 
 @dataclass(slots=True)
 class VersionCounts:
-    """The counters of one version. by_batch: number of frames in a call to the time in the model."""
+    """The counters of one version. by_batch: number of frames in a call of the model to the time it took."""
 
     num_frames: int = 0
     num_calls: int = 0
@@ -45,13 +45,17 @@ class Statistics:
         return self._versions.get(version, VersionCounts())
 
     def count(self, version: int, num_frames: int, *, queue_ns: int, inference_ns: int) -> None:
-        """One call of the model."""
+        """One request's frames, answered."""
         counts = self._counts(version)
         counts.num_frames += num_frames
-        counts.num_calls += 1
         counts.last_at_ms = int(time.time() * 1e3)
         counts.queue.add(queue_ns)
         counts.inference.add(inference_ns)
+
+    def count_batch(self, version: int, num_frames: int, inference_ns: int) -> None:
+        """One call of the model, for whichever requests were in it."""
+        counts = self._counts(version)
+        counts.num_calls += 1
         batch = counts.by_batch.get(num_frames)
         if batch is None:
             batch = counts.by_batch[num_frames] = Duration()

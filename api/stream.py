@@ -14,12 +14,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api import problems
 from api.bodies import site_of
+from api.calls import Terms
 from api.classify import decode_posted, encode
 from api.metrics import Metrics
 from api.problems import ProblemError
 from api.requests import check_origin
 from api.serving import Serving, not_ready
 from api.settings import ApiSettings
+from api.terms import caller_of
 from services.core.logs import logger
 
 PATH = "/v1/stream"
@@ -76,6 +78,7 @@ class Stream:
         return site_of(websocket.scope["query_string"])
 
     async def _answer_all(self, websocket: WebSocket, site: str) -> None:
+        terms = Terms(caller_of(websocket.scope))
         index = 0
         while True:
             try:
@@ -86,7 +89,7 @@ class Stream:
                 return
             if message["type"] == "websocket.disconnect":
                 return
-            answer = await self._answer(message.get("bytes"), message.get("text"), site, index)
+            answer = await self._answer(message.get("bytes"), message.get("text"), site, terms, index)
             try:
                 async with asyncio.timeout(self._send_timeout_s):
                     await websocket.send_text(orjson.dumps(answer).decode())
@@ -95,7 +98,9 @@ class Stream:
                 return
             index += 1
 
-    async def _answer(self, data: bytes | None, text: str | None, site: str, index: int) -> dict[str, object]:
+    async def _answer(
+        self, data: bytes | None, text: str | None, site: str, terms: Terms, index: int
+    ) -> dict[str, object]:
         started_ns = time.perf_counter_ns()
         query = b"site=" + site.encode() if site else b""
         try:
@@ -103,7 +108,7 @@ class Stream:
             body, headers = (data, _NPY) if data is not None else ((text or "").encode(), _JSON)
             posted = await decode_posted(body, headers, query, model, max_batch=self._max_batch)
             decoded_ns = time.perf_counter_ns()
-            answer = await self._serving.predict(model, posted.heatmaps, posted.site)
+            answer = await self._serving.predict(model, posted.heatmaps, posted.site, terms)
         except ProblemError as error:
             return {"index": index, **error.members(PATH)}
         except Exception as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import threading
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -167,7 +168,7 @@ async def test_a_failing_model_is_a_500_problem_that_keeps_its_secrets(tmp_path:
         def fail(*_: Any) -> None:
             raise RuntimeError("secret")
 
-        app.state.live.current.answer = fail
+        app.state.live.current.run = fail
         answer = await client.post("/v1/classify", content=npy(heatmap()))
     assert (answer.status_code, answer.json()["detail"]) == (500, "RuntimeError while answering")
     assert "secret" not in answer.text
@@ -332,3 +333,43 @@ async def test_answers_are_the_same_from_the_loop_and_from_a_thread(tmp_path: Pa
             answer = await client.post("/v1/classify", content=npy(heatmap().astype(np.uint8)))
             answers.append(answer.json()["probabilities"])
     assert answers[0] == answers[1]
+
+
+async def test_a_client_says_how_long_it_waits(client: httpx.AsyncClient) -> None:
+    frame = npy(heatmap())
+    assert (await client.post("/v1/classify", content=frame, headers={"x-timeout-ms": "5000"})).status_code == 200
+    for wrong in ("0", "-1", "soon", "1.5", "9" * 10):
+        answer = await client.post("/v1/classify", content=frame, headers={"x-timeout-ms": wrong})
+        assert (answer.status_code, wrong in answer.json()["detail"]) == (422, True)
+
+
+async def test_no_answer_is_late_and_no_frame_waits_without_a_place(tmp_path: Path) -> None:
+    publish_champion(registry_of(tmp_path))
+    limits = {"in_loop_below_ms": 0.0, "inference_threads": 1, "max_waiting_frames": 4}
+    async with serving(tmp_path, **limits) as (app, client):
+        await until(lambda: app.state.live.is_ready)
+        model = app.state.live.current
+        may_run, began, run = threading.Event(), threading.Event(), model.run
+        model.run = lambda *asked: (began.set(), may_run.wait(), run(*asked))[2]
+        frame, frames = npy(heatmap()), npy(heatmap(4, *SHAPE))
+        busy = asyncio.create_task(client.post("/v1/classify", content=frame))
+        await until(began.is_set)
+        waiting = asyncio.create_task(client.post("/v1/classify", content=frames))
+        await until(lambda: "echosight_api_waiting_frames 4.0" in app.state.metrics.text().decode())
+        full = await client.post("/v1/embed", content=frame)
+        assert (full.status_code, full.json()["type"]) == (429, "urn:echosight:problem:overloaded")
+        assert int(full.headers["retry-after"]) >= 1
+        may_run.set()
+        assert {answer.status_code for answer in await asyncio.gather(busy, waiting)} == {200}
+        may_run.clear()
+        late = await client.post("/v1/classify", content=frame, headers={"x-timeout-ms": "20"})
+        assert (late.status_code, late.json()["type"]) == (504, "urn:echosight:problem:too-late")
+        parameters = {"inputs": [], "parameters": {"timeout": 20_000}} | {
+            "inputs": [{"name": "heatmap", "shape": SHAPE, "datatype": "FP32", "data": heatmap().ravel().tolist()}]
+        }
+        late = await client.post("/v2/models/radar/infer", json=parameters)
+        assert late.status_code == 504
+        may_run.set()
+        assert (await client.post("/v1/classify", content=frame)).status_code == 200
+        text = (await client.get("/metrics")).text
+    assert 'echosight_api_batch_frames_bucket{le="1.0"}' in text

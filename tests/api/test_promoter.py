@@ -12,6 +12,7 @@ from services.core.errors import RegistryError
 from services.core.registry import MODEL_FILE, Registry
 from services.core.streams import EVENTS, EventLog
 from tests.api.tiny import (
+    SHAPE,
     attach,
     heatmap,
     npy,
@@ -328,3 +329,48 @@ async def test_events_tell_what_went_live_and_what_was_refused(
 
 def test_every_setting_says_what_it_is() -> None:
     assert all(field.description for field in ApiSettings.model_fields.values())
+
+
+async def test_a_candidate_is_compared_on_live_frames_before_anybody_sees_its_answers(
+    tmp_path: Path, registry: Registry
+) -> None:
+    publish_champion(registry)
+    async with serving(tmp_path, shadow_frames=6, in_loop_below_ms=0.0) as (app, client):
+        await until(lambda: app.state.live.is_ready)
+        attach(registry, publish(registry), tiny_model(2))
+        num_asked = 0
+        while app.state.live.version == 1:
+            answer = await client.post("/v1/classify?site=north", content=npy(heatmap(2, *SHAPE)))
+            num_asked += 1
+            assert answer.headers["x-model-version"] == "1" or app.state.live.version == 2
+        assert num_asked >= 3
+        await until(lambda: registry.aliases()["champion"] == 2)
+    assert "agrees with the live model on 100.0% of 6 live frames" in registry.history()[-1]["why"]
+
+
+async def test_a_candidate_that_disagrees_on_live_frames_is_refused(tmp_path: Path, registry: Registry) -> None:
+    publish_champion(registry)
+    async with serving(tmp_path, shadow_frames=4, shadow_min_agreement=0.9, in_loop_below_ms=0.0) as (app, client):
+        await until(lambda: app.state.live.is_ready)
+        attach(registry, publish(registry), tiny_model(900))  # sure of the first class, where 1 says another
+        while not registry.refused():
+            await client.post("/v1/classify", content=npy(heatmap()))
+        assert app.state.live.version == 1
+    assert "agrees with the live model on 0.0% of 4 live frames" in registry.refused()[2]
+
+
+async def test_without_traffic_a_candidate_does_not_wait_for_ever(tmp_path: Path, registry: Registry) -> None:
+    publish_champion(registry)
+    async with serving(tmp_path, shadow_frames=4, shadow_timeout_s=0.05) as (app, _):
+        await until(lambda: app.state.live.is_ready)
+        attach(registry, publish(registry), tiny_model(2))
+        await until(lambda: registry.aliases()["champion"] == 2)
+    assert "no live frame came" in registry.history()[-1]["why"]
+
+
+async def test_a_candidate_that_is_too_slow_is_refused(tmp_path: Path, registry: Registry) -> None:
+    attach(registry, publish(registry), tiny_model(1))
+    async with serving(tmp_path, max_frame_ms=1e-6) as (app, _):
+        await until(registry.refused)
+        assert not app.state.live.is_ready
+    assert "ms for a frame" in registry.refused()[1]
