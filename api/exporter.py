@@ -72,8 +72,7 @@ class Exporter:
             start_new_session=True,  # a Ctrl-C is for us; we end the child ourselves
             preexec_fn=_die_with_parent(),
         )
-        with contextlib.suppress(ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, child.pid, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+        _yield_to_others(child.pid)
         lines: deque[str] = deque(maxlen=_KEPT_LINES)
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -96,6 +95,14 @@ class Exporter:
             logger("api").warning("export failed", version=version, status=status, stderr="\n".join(lines))
             last = lines[-1] if lines else f"exit status {status} and no word"
             raise (ExportDelayedError if status == os.EX_TEMPFAIL else ExportError)(last[:500])
+
+
+def _yield_to_others(pid: int) -> None:
+    """Low priority, and the same for its session: Linux's autogroup lets nice count within a session only."""
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
 
 
 def _die_with_parent() -> Callable[[], None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from api.exporter import NICENESS
 from api.settings import ApiSettings
 from services.core.errors import RegistryError
 from services.core.registry import MODEL_FILE, Registry
@@ -168,6 +169,12 @@ async def test_an_export_that_takes_too_long_is_put_off_longer_each_time(
     assert not registry.refused()
 
 
+def group_niceness(pid: int) -> int | None:
+    """Of the session's scheduling group; None where the kernel has none."""
+    path = Path(f"/proc/{pid}/autogroup")
+    return int(path.read_text().rpartition(" ")[2]) if path.exists() else None
+
+
 async def test_stopping_kills_the_export_and_refuses_nothing(
     tmp_path: Path, registry: Registry, prepared: Path
 ) -> None:
@@ -176,6 +183,7 @@ async def test_stopping_kills_the_export_and_refuses_nothing(
     pid_path = prepared / "1.pid"
     async with serving(tmp_path):
         await until(lambda: pid_path.exists() and pid_path.read_text())
+        assert group_niceness(int(pid_path.read_text())) in (NICENESS, None)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_path.read_text()), 0)
     assert not registry.refused()
