@@ -74,6 +74,8 @@ class Exporter:
         )
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, child.pid, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+        with contextlib.suppress(OSError):  # a new session is a group of its own, within which alone nice counts
+            Path(f"/proc/{child.pid}/autogroup").write_text(str(NICENESS))
         lines: deque[str] = deque(maxlen=_KEPT_LINES)
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from api.exporter import NICENESS
 from api.settings import ApiSettings
 from services.core.errors import RegistryError
 from services.core.registry import MODEL_FILE, Registry
@@ -176,6 +177,8 @@ async def test_stopping_kills_the_export_and_refuses_nothing(
     pid_path = prepared / "1.pid"
     async with serving(tmp_path):
         await until(lambda: pid_path.exists() and pid_path.read_text())
+        group = Path(f"/proc/{pid_path.read_text()}/autogroup")
+        assert not group.exists() or group.read_text().endswith(f"nice {NICENESS}\n")
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_path.read_text()), 0)
     assert not registry.refused()
