@@ -25,6 +25,8 @@ from api.exporter import DEFAULT_COMMAND, Exporter
 from api.infer import Infer, is_infer
 from api.labels import LabelPublisher
 from api.listeners import Listeners
+from api.live import LiveClassification
+from api.live_metrics import LiveMetrics
 from api.metrics import Metrics
 from api.models import LiveModel
 from api.openapi import add_operations, problem_responses
@@ -116,8 +118,11 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
         tasks = [
             asyncio.create_task(promoter.run()),
             asyncio.create_task(event_listeners.run()),
-            asyncio.create_task(_report(live, metrics, events, settings.events_interval_s)),
+            asyncio.create_task(event_listeners.follow_predictions()),
+            asyncio.create_task(_report(live, metrics, streamed, events, settings.events_interval_s)),
         ]
+        if classification is not None:
+            tasks.append(asyncio.create_task(classification.run()))
         try:
             yield
         finally:
@@ -125,6 +130,8 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if classification is not None:
+                await classification.close()
             await event_listeners.close()
             await label_publisher.close()
             serving.close()
@@ -133,6 +140,9 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
     reader = BodyReader(settings)
     versions = Versions(registry, live, max_loaded=settings.max_loaded_versions)
     event_listeners = Listeners(settings, live, metrics)
+    is_live = settings.live and bool(settings.redis_url)
+    streamed = LiveMetrics(metrics.registry) if is_live else None
+    classification = LiveClassification(settings, serving, streamed) if streamed else None
     label_publisher = LabelPublisher(settings.redis_url)
     hot: dict[str, Endpoint] = {
         CLASSIFY_PATH: Classify(serving, reader, metrics, max_batch=settings.max_batch),
@@ -151,6 +161,7 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
         redoc_url=None,
     )
     app.state.live, app.state.metrics = live, metrics
+    app.state.classification = classification
     for path in (*hot, "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
         app.router.routes.append(Route(path, hot.get(path, infer), methods=["POST"]))  # for its 405
     problems.install(app)
@@ -189,8 +200,11 @@ def _explain_stream(app: FastAPI) -> None:
         )
 
 
-async def _report(live: LiveModel, metrics: Metrics, events: Events, interval_s: float) -> None:
+async def _report(
+    live: LiveModel, metrics: Metrics, streamed: LiveMetrics | None, events: Events, interval_s: float
+) -> None:
     """Publish the counters now and then."""
     while True:
         await asyncio.sleep(interval_s)
-        await events.emit("api", requests=metrics.num_requests, live_version=live.version)
+        described = {"live": streamed.describe()} if streamed else {}
+        await events.emit("api", requests=metrics.num_requests, live_version=live.version, **described)

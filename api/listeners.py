@@ -1,18 +1,21 @@
 """GET /v1/events: what happens in the whole system, as server-sent events, for dashboards.
 
-One task follows `echosight:events`; each client has a short queue of its own. Who reads too slowly is told so and
-let go: it comes back with Last-Event-ID and gets what it missed, as far as the stream still has it. It does not
-know what the events are about.
+One task follows `echosight:events`, another the predictions of all sites while somebody wants them; each client
+has a short queue of its own. Who reads too slowly gets fewer predictions; where that is not enough it is told so
+and let go: it comes back with Last-Event-ID and gets the events that it missed, as far as the stream still has
+them. Predictions have no id, and those of the past do not come again. It does not know what the events are about.
 """
 
 import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Header, Query
+from pydantic import StringConstraints
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
@@ -22,22 +25,46 @@ from api.models import LiveModel
 from api.openapi import problem_responses
 from api.problems import BAD_REQUEST_VALUE, TOO_MANY_CLIENTS, ProblemError
 from api.settings import ApiSettings
-from services.core.errors import StreamsError
+from services.core.errors import BadFrameError, StreamsError
+from services.core.frames import SITE_PATTERN
 from services.core.logs import logger
-from services.core.streams import EventReader, StreamsLost, connect, disconnect
+from services.core.predictions import decode_prediction
+from services.core.streams import EventReader, NewestReader, StreamsLost, connect, disconnect
 
 PATH = "/v1/events"
 MEDIA_TYPE = "text/event-stream"
+PREDICTION = "prediction"
 _QUEUE_EVENTS = 256
+_QUEUE_PREDICTIONS = 128
+"""Fuller than this, a queue takes events alone."""
+_READ_COUNT = 100
 _BLOCK_MS = 1000
 _LOOK_S = 0.5
 """How long a stopping server's clients may not notice."""
 _PAUSE_S = 1.0
+_LOOK_EVERY_S = 1.0
 _RETRY = b"retry: 2000\n\n"
 _ID = re.compile(r"\d{1,19}-\d{1,19}")
+_Site = Annotated[str, StringConstraints(pattern=f"^{SITE_PATTERN.pattern}$")]
 
 Event = tuple[str, dict[str, Any]]
-"""An entry's id, and what it says."""
+"""An entry's id, and what it says. A prediction's id is ""."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a client wants. kinds: empty for all. sites: of what is about a site; empty for all."""
+
+    kinds: frozenset[str] = frozenset()
+    sites: frozenset[str] = frozenset()
+
+    @property
+    def has_predictions(self) -> bool:
+        return not self.kinds or PREDICTION in self.kinds
+
+    def takes(self, event: dict[str, Any]) -> bool:
+        is_of_site = not self.sites or "site" not in event or event["site"] in self.sites
+        return is_of_site and (not self.kinds or event.get("kind") in self.kinds)
 
 
 class Listeners:
@@ -50,8 +77,9 @@ class Listeners:
         self.send_timeout_s = settings.body_timeout_s
         self._live = live
         self._metrics = metrics
-        self._queues: set[asyncio.Queue[Event]] = set()
+        self._queues: dict[asyncio.Queue[Event], Wish] = {}
         self._overflown: set[asyncio.Queue[Event]] = set()
+        self._is_wanted = asyncio.Event()
 
     async def run(self) -> None:
         """Feed the clients, until cancelled. A lost server is waited for.
@@ -73,17 +101,59 @@ class Listeners:
                 continue
             is_lost = False
             for event in events:
-                for queue in self._queues - self._overflown:
-                    try:
-                        queue.put_nowait(event)
-                    except asyncio.QueueFull:
-                        self._overflown.add(queue)
+                self._hand_out(event)
+
+    async def follow_predictions(self) -> None:
+        """As `run`, for the predictions of all sites; it reads none while nobody wants them."""
+        if self._client is None:
+            return
+        reader, is_lost, look_at_s = NewestReader(self._client, kind="predictions"), False, 0.0
+        while not self._live.is_stopping:
+            if not any(wish.has_predictions for wish in self._queues.values()):
+                for site in reader.sites:
+                    reader.leave(site)
+                self._is_wanted.clear()
+                await self._is_wanted.wait()
+                look_at_s = 0.0
+            try:
+                if time.monotonic() >= look_at_s:
+                    await reader.look()
+                    for site in await reader.find_sites() - set(reader.sites):
+                        await reader.join(site)
+                    look_at_s = time.monotonic() + _LOOK_EVERY_S
+                arrivals = await reader.read(count=_READ_COUNT, block_ms=_BLOCK_MS)
+            except Exception as error:  # as above
+                if not is_lost:
+                    logger("api").warning("predictions lost for now", error=str(error))
+                is_lost = True
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            is_lost = False
+            for arrival in arrivals:
+                try:
+                    said = decode_prediction(arrival.fields).model_dump(exclude={"v", "sensor"})
+                except BadFrameError:  # somebody else wrote it
+                    continue
+                self._hand_out(("", {"kind": PREDICTION, "site": arrival.site, **said}))
+
+    def _hand_out(self, event: Event) -> None:
+        """To everybody who wants it. A prediction that finds no room is left out: the next one is newer."""
+        for queue, wish in self._queues.items():
+            if queue in self._overflown or not wish.takes(event[1]):
+                continue
+            if not event[0] and queue.qsize() >= _QUEUE_PREDICTIONS:
+                self._metrics.unheard_predictions.inc()
+                continue
+            try:
+                queue.put_nowait(event)
+            except asyncio.QueueFull:
+                self._overflown.add(queue)
 
     async def close(self) -> None:
         if self._client is not None:
             await disconnect(self._client)
 
-    def join(self) -> asyncio.Queue[Event]:
+    def join(self, wish: Wish) -> asyncio.Queue[Event]:
         """A client's queue; whoever joins must leave. Raises ProblemError where there is nothing, or no place."""
         if self._client is None:
             raise no_streams("REDIS_URL is not set", "set it to the server that the other processes report to")
@@ -95,32 +165,33 @@ class Listeners:
                 headers={"retry-after": "10"},
             )
         queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE_EVENTS)
-        self._queues.add(queue)
+        self._queues[queue] = wish
+        if wish.has_predictions:
+            self._is_wanted.set()
         self._metrics.open_listeners.set(len(self._queues))
         return queue
 
     def leave(self, queue: asyncio.Queue[Event]) -> None:
-        self._queues.discard(queue)
+        self._queues.pop(queue, None)
         self._overflown.discard(queue)
         self._metrics.open_listeners.set(len(self._queues))
 
-    async def lines(
-        self, queue: asyncio.Queue[Event], last_id: str, kinds: frozenset[str]
-    ) -> AsyncIterator[bytes]:
-        """What a client is sent. last_id: what it has seen, "" for from now; kinds: empty for all."""
+    async def lines(self, queue: asyncio.Queue[Event], last_id: str) -> AsyncIterator[bytes]:
+        """What a client that has joined is sent. last_id: what it has seen, "" for from now."""
+        wish = self._queues[queue]
         yield _RETRY
         if last_id:
             try:
                 async for event in self._past(last_id):
                     last_id = event[0]
-                    if not kinds or event[1].get("kind") in kinds:
+                    if wish.takes(event[1]):
                         yield _line(event)
             except (*StreamsLost, StreamsError):
                 return  # the client comes back with the last id that it has; going on would leave a gap
         async for news in self._next(queue):
             if news is None:
                 yield b": alive\n\n"
-            elif _order(news[0]) > _order(last_id) and (not kinds or news[1].get("kind") in kinds):
+            elif not news[0] or _order(news[0]) > _order(last_id):
                 yield _line(news)
         if queue in self._overflown:
             yield b"event: too_slow\ndata: {}\n\n"
@@ -157,10 +228,10 @@ class Listeners:
 class EventStream(StreamingResponse):
     """The answer to one client, who leaves however it ends."""
 
-    def __init__(self, listeners: Listeners, last_id: str, kinds: frozenset[str]) -> None:
+    def __init__(self, listeners: Listeners, last_id: str, wish: Wish) -> None:
         self._listeners = listeners
-        self._queue = listeners.join()  # now: what comes while the past is read must not fall between
-        lines = listeners.lines(self._queue, last_id, kinds)
+        self._queue = listeners.join(wish)  # now: what comes while the past is read must not fall between
+        lines = listeners.lines(self._queue, last_id)
         super().__init__(lines, media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -185,7 +256,9 @@ def make_router(listeners: Listeners) -> APIRouter:
         summary="Follow what happens",
         description="Server-sent events: each has the id of its entry in `echosight:events`, its kind as the "
         "event's name and the JSON object as data (docs/asyncapi.yaml). A comment line comes in a silence. "
-        "With Last-Event-ID, which browsers send by themselves, it begins after that event.",
+        "With Last-Event-ID, which browsers send by themselves, it begins after that event. Events of the kind "
+        "`prediction` say what the live classification makes of each streamed frame; they have no id and do not "
+        "come again. `?kind=prediction&site=north` for those of one site.",
         response_class=StreamingResponse,
         responses=problem_responses(422, 500, 503)
         | {
@@ -197,6 +270,7 @@ def make_router(listeners: Listeners) -> APIRouter:
     )
     async def events(
         kind: Annotated[list[str], Query(max_length=16, description="only events of these kinds")] = [],  # noqa: B006 - FastAPI copies it
+        site: Annotated[list[_Site], Query(max_length=64, description="of what is about a site, only these")] = [],  # noqa: B006 - as above
         last_event_id: Annotated[str, Header(max_length=64)] = "",
     ) -> EventStream:
         if last_event_id and not _ID.fullmatch(last_event_id):
@@ -205,7 +279,7 @@ def make_router(listeners: Listeners) -> APIRouter:
                 f"Last-Event-ID is {last_event_id!r}",
                 remedy="send the id of an event, or leave it out",
             )
-        return EventStream(listeners, last_event_id, frozenset(kind))
+        return EventStream(listeners, last_event_id, Wish(frozenset(kind), frozenset(site)))
 
     return router
 
@@ -217,4 +291,5 @@ def _order(entry_id: str) -> tuple[int, int]:
 
 def _line(event: Event) -> bytes:
     name = re.sub(r"[^\w.-]", "_", str(event[1].get("kind", "event")))[:64]
-    return f"id: {event[0]}\nevent: {name}\ndata: ".encode() + orjson.dumps(event[1]) + b"\n\n"
+    entry_id = f"id: {event[0]}\n" if event[0] else ""
+    return f"{entry_id}event: {name}\ndata: ".encode() + orjson.dumps(event[1]) + b"\n\n"

@@ -61,6 +61,11 @@ class Metrics:
         self.open_listeners = Gauge(
             "echosight_api_open_listeners", "Clients that listen to /v1/events", registry=self.registry
         )
+        self.unheard_predictions = Counter(
+            "echosight_api_unheard_predictions",
+            "Predictions left out for clients of /v1/events that read too slowly",
+            registry=self.registry,
+        )
         self.num_requests = 0
 
     def count_request(self, status: int) -> None:

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from services.core.settings import CoreSettings
+from api.live_settings import LiveSettings
 
 
-class ApiSettings(CoreSettings):
+class ApiSettings(LiveSettings):
     """Settings of `python -m api`."""
 
     api_host: str = Field(default="127.0.0.1", description="address that the API listens on; 0.0.0.0: every one")

@@ -12,6 +12,7 @@ from services.commands import dead, evaluate, models, store
 from services.commands.classify import classify
 from services.commands.output import console, fail, read_settings
 from services.commands.status import status
+from services.commands.watch import watch
 from services.core.errors import EchosightError
 from services.up import Supervisor, UpSettings, Worker
 
@@ -87,6 +88,7 @@ def up(
 
 app.command()(status)
 app.command()(classify)
+app.command()(watch)
 app.add_typer(dead.app, name="dead")
 app.add_typer(models.app, name="models")
 app.add_typer(store.app, name="store")

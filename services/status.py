@@ -100,6 +100,19 @@ class Status:
         tables = (self._sites(), self._clocks(), self._frames(), self._curation())
         return Group(*(table for table in tables if table is not None))
 
+    def live(self) -> str:
+        """What the API makes of the radars' streams, "" if it does not say; of several replicas, the last."""
+        event = self.newest("api")
+        said = event.get("live")
+        if not isinstance(said, dict) or self.silent_s("api") is not None:
+            return ""
+        skipped, abstained = (sum(_numbers(said, name).values()) for name in ("skipped", "abstained"))
+        parts = [f"{number(said, 'predictions'):,.0f} frames of {len(_numbers(said, 'sites'))} sites classified"]
+        if "p50_ms" in said:
+            parts.append(f"{number(said, 'p50_ms'):.0f} ms from capture (p99 {number(said, 'p99_ms'):.0f})")
+        parts.append(f"{abstained:,.0f} without an answer, {skipped:,.0f} skipped")
+        return ", ".join(parts)
+
     def _each_site(self) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         """Name, what is said of it, and who says so."""
         said = [(name, site, event) for event in self.ingest() for name, site in _objects(event, "sites").items()]

@@ -53,6 +53,7 @@ def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
         "up",
         "status",
         "classify",
+        "watch",
         "simulate",
         "replay",
         "import",

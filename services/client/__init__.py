@@ -13,10 +13,12 @@ from services.client.errors import (
     UnavailableError,
     UnreachableError,
 )
+from services.client.events import EventStream
 
 __all__ = [
     "Client",
     "ClientError",
+    "EventStream",
     "Prediction",
     "RefusedError",
     "ServerFailedError",

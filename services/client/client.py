@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.client.errors import RefusedError, StreamClosedError, error_from
+from services.client.events import EventStream
 from services.client.http import Connection, read_json
 from services.client.websocket import WebSocket
 
@@ -111,6 +112,14 @@ class Client:
         Raises ClientError.
         """
         return Stream(WebSocket(self._connection, _path("/v1/stream", site)))
+
+    def events(self, *, kinds: Sequence[str] = (), sites: Sequence[str] = ()) -> EventStream:
+        """What happens from now on, on a connection of its own: all kinds and sites where none are named.
+
+        `prediction` is what the server makes of each frame that a radar streams. Raises ClientError.
+        """
+        query = urlencode([*(("kind", kind) for kind in kinds), *(("site", site) for site in sites)])
+        return EventStream(self._connection.another(), f"/v1/events?{query}" if query else "/v1/events")
 
     def _post(self, path: str, body: bytes, site: str) -> dict[str, Any]:
         answer: dict[str, Any] = read_json(

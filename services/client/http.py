@@ -75,6 +75,28 @@ class Connection:
             time.sleep(pause_s(attempt, response.headers.get("retry-after")))  # as the server asked
         raise AssertionError("the last attempt returns or raises")
 
+    def another(self) -> "Connection":
+        """One more to the same server."""
+        return Connection(self.url, timeout_s=self.timeout_s, retries=self._retries)
+
+    def listen(self, path: str) -> http.client.HTTPResponse:
+        """The good answer to GET, whose body is still to come, as long as this connection is open.
+
+        Raises ClientError; it is not tried again.
+        """
+        try:
+            self._http.request("GET", self.prefix + path)
+            response = self._http.getresponse()
+            problem = response.read() if response.status >= 400 else b""
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(
+                f"no answer from {self.url}: {error or type(error).__name__}",
+                remedy="start the server (`echosight serve`), or name another",
+            ) from None
+        if response.status >= 400:
+            raise error_from(response.status, read_json(problem, or_else=None))
+        return response
+
     def _once(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str]
     ) -> tuple[http.client.HTTPResponse, bytes]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from services.core.errors import StoreError, StoreFencedError
 from services.core.frames import SITE_PATTERN
 from services.core.logs import Log
+from services.core.sharing import divide
 from services.core.store import StoreWriter, fair_shares, newest_token, site_sizes
 from services.core.streams import Consumer, SiteLeases
 from services.ingest.settings import IngestSettings
-from services.ingest.sharing import divide
 from services.ingest.site import Site, Tally
 
 if TYPE_CHECKING:  # it brings image libraries along, which only curation needs

@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 
-from api.listeners import EventStream, Listeners
+from api.listeners import EventStream, Listeners, Wish
 from api.metrics import Metrics
 from api.models import LiveModel
 from api.settings import ApiSettings
@@ -131,7 +131,7 @@ async def test_a_client_that_reads_nothing_gives_its_place_back(tmp_path: Path, 
         await asyncio.Event().wait()
 
     async with asyncio.timeout(10.0):
-        await EventStream(listeners, "", frozenset())({"type": "http"}, never, never)
+        await EventStream(listeners, "", Wish())({"type": "http"}, never, never)
     assert not listeners._queues
     await listeners.close()
 
@@ -142,6 +142,44 @@ async def test_a_past_that_cannot_be_read_ends_the_answer_instead_of_leaving_a_g
     read = ApiSettings.read(data_dir=tmp_path, redis_url=f"redis://127.0.0.1:{port}")
     listeners = Listeners(read, LiveModel(), Metrics())
     async with asyncio.timeout(10.0):
-        lines = [line async for line in listeners.lines(listeners.join(), "0-0", frozenset())]
+        lines = [line async for line in listeners.lines(listeners.join(Wish()), "0-0")]
     assert [line[:6] for line in lines] == [b"retry:"]
+    await listeners.close()
+
+
+def prediction(site: str, seq: int) -> tuple[str, dict[str, Any]]:
+    return "", {"kind": "prediction", "site": site, "seq": seq}
+
+
+async def test_predictions_come_by_kind_and_site_and_never_crowd_out_events(tmp_path: Path) -> None:
+    read = ApiSettings.read(data_dir=tmp_path, redis_url="redis://127.0.0.1:1")
+    metrics = Metrics()
+    listeners = Listeners(read, LiveModel(), metrics)
+    wishes = {
+        "all": Wish(),
+        "north": Wish(sites=frozenset({"north"})),
+        "events": Wish(kinds=frozenset({"model_live"})),
+    }
+    queues = {name: listeners.join(wish) for name, wish in wishes.items()}
+    for seq in range(300):
+        listeners._hand_out(prediction("north" if seq % 2 else "south", seq))
+    listeners._hand_out(("1-0", {"kind": "model_live"}))
+    heard = {name: [queue.get_nowait()[1] for _ in range(queue.qsize())] for name, queue in queues.items()}
+    assert [len(events) for events in heard.values()] == [129, 129, 1]
+    assert {event.get("site") for event in heard["north"]} == {"north", None}
+    assert all(events[-1]["kind"] == "model_live" for events in heard.values())
+    unheard = metrics.registry.get_sample_value("echosight_api_unheard_predictions_total")
+    assert unheard == 300 - 128 + 150 - 128
+    assert not listeners._overflown
+    await listeners.close()
+
+
+async def test_a_prediction_has_no_id_so_that_the_last_event_stays_the_last(tmp_path: Path) -> None:
+    read = ApiSettings.read(data_dir=tmp_path, redis_url="redis://127.0.0.1:1")
+    listeners = Listeners(read, LiveModel(), Metrics())
+    queue = listeners.join(Wish())
+    listeners._hand_out(prediction("north", 7))
+    lines = listeners.lines(queue, "")
+    await anext(lines)
+    assert await anext(lines) == b'event: prediction\ndata: {"kind":"prediction","site":"north","seq":7}\n\n'
     await listeners.close()

@@ -146,3 +146,25 @@ def test_tables_survive_an_event_that_is_not_as_it_should_be(sites) -> None:
     status = Status()
     status.take_in([{"kind": "ingest", "sites": sites}, replica("a", site="south")])
     assert "south" in printed(status)
+
+
+def test_live_classification_is_told_in_a_line_and_survives_what_anybody_wrote() -> None:
+    status = Status()
+    assert status.live() == ""
+    for live in ({"predictions": "many", "sites": 3, "skipped": {"stale": None}}, 5, None):
+        status.take_in([{"kind": "api", "live": live}])
+        assert status.live() in ("", "0 frames of 0 sites classified, 0 without an answer, 0 skipped")
+    live = {
+        "predictions": 1204,
+        "sites": {"north": 1000, "south": 204},
+        "abstained": {"unsure": 9, "unknown": 1},
+        "skipped": {"stale": 2},
+        "p50_ms": 12.3,
+        "p99_ms": 40.1,
+    }
+    status.take_in([{"kind": "api", "live": live}])
+    assert status.live() == (
+        "1,204 frames of 2 sites classified, 12 ms from capture (p99 40), 10 without an answer, 2 skipped"
+    )
+    status.take_in([{"kind": "api", "live": live, "at_s": time.time() - 60}])
+    assert status.live() == ""

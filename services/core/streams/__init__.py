@@ -11,6 +11,8 @@ from services.core.streams.client import (
     EVENTS_MAX_ENTRIES,
     INGEST_GROUP,
     KINDS,
+    PREDICTIONS_MAX_BYTES,
+    PREDICTIONS_MAX_ENTRIES,
     Client,
     Kind,
     StreamsLost,
@@ -27,7 +29,9 @@ from services.core.streams.dead import DeadLetter, DeadLetters
 from services.core.streams.delivery import Delivery
 from services.core.streams.events import EventLog, EventReader
 from services.core.streams.janitor import Janitor, Tidied
-from services.core.streams.leases import REPLICAS, Replica, SiteLeases
+from services.core.streams.leases import LIVE_REPLICAS, REPLICAS, Replica, SiteLeases
+from services.core.streams.newest import Arrival, NewestReader
+from services.core.streams.predictions import PredictionLog
 from services.core.streams.publisher import Publisher, kind_of
 
 __all__ = [
@@ -36,7 +40,11 @@ __all__ = [
     "EVENTS_MAX_ENTRIES",
     "INGEST_GROUP",
     "KINDS",
+    "LIVE_REPLICAS",
+    "PREDICTIONS_MAX_BYTES",
+    "PREDICTIONS_MAX_ENTRIES",
     "REPLICAS",
+    "Arrival",
     "Client",
     "Consumer",
     "DeadLetter",
@@ -46,6 +54,8 @@ __all__ = [
     "EventReader",
     "Janitor",
     "Kind",
+    "NewestReader",
+    "PredictionLog",
     "Publisher",
     "Replica",
     "SiteLeases",

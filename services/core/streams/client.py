@@ -39,7 +39,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from services.core import codec
-from services.core.errors import StreamsError
+from services.core.errors import BadFrameError, StreamsError
+from services.core.frames import check_site
 
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
 SyncClient = redis.Redis | redis.RedisCluster
@@ -49,9 +50,11 @@ INGEST_GROUP = "ingest"
 EVENTS = "echosight:events"
 EVENTS_MAX_ENTRIES = 2000
 DEAD_MAX_ENTRIES = 1000
+PREDICTIONS_MAX_ENTRIES = 1000
+PREDICTIONS_MAX_BYTES = 4 * 1024**2
 MIN_SERVER = (7, 0)
 
-ANY_RADAR_KEY = re.compile(rb"echosight:\{(.*)\}:radar", re.DOTALL)
+_ANY_KEY = re.compile(rb"echosight:\{(.*)\}:[a-z]+", re.DOTALL)
 _CLUSTER_URL = re.compile(r"(rediss?)\+cluster://(.*@)?([^/?@]+)(.*)")
 _PASSING = re.compile(r"(?:^|caused error: \W*)(?:BUSY|MISCONF|NOREPLICAS|UNBLOCKED)\b")
 
@@ -68,6 +71,18 @@ Command = tuple[str, tuple[Any, ...]]
 def stream_key(site: str, kind: str) -> str:
     """The hash tag keeps all streams of a site on one shard of a cluster."""
     return f"echosight:{{{site}}}:{kind}"
+
+
+async def sites_with(client: Client, kind: str) -> tuple[set[str], dict[str, str]]:
+    """The sites that have a stream of this kind; and keys that look like one, with what is wrong with them."""
+    sites, refused = set(), {}
+    async for key in client.scan_iter(match=f"echosight:{{*}}:{kind}", count=1000, _type="stream"):
+        found = _ANY_KEY.fullmatch(key)
+        try:
+            sites.add(check_site(found[1].decode(errors="backslashreplace") if found else ""))
+        except BadFrameError as error:
+            refused[key.decode(errors="backslashreplace")] = str(error)
+    return sites, refused
 
 
 def process_name(name: str) -> str:

@@ -17,7 +17,6 @@ from services.core import codec
 from services.core.errors import BadFrameError
 from services.core.frames import Frame, check_site
 from services.core.streams.client import (
-    ANY_RADAR_KEY,
     INGEST_GROUP,
     KINDS,
     Client,
@@ -29,6 +28,7 @@ from services.core.streams.client import (
     passing_as_lost,
     process_name,
     send_all,
+    sites_with,
     stream_key,
 )
 from services.core.streams.delivery import Delivery, acknowledge, bury
@@ -78,17 +78,9 @@ class Consumer:
 
         `refused` tells of keys that look like a site's and are none, unless sites were given.
         """
-        self.refused = {}
-        sites = set(self._fixed)
-        async for key in self._client.scan_iter(match="echosight:{*}:radar", count=1000, _type="stream"):
-            found = ANY_RADAR_KEY.fullmatch(key)
-            site = found[1].decode(errors="backslashreplace") if found else ""
-            try:
-                sites.add(check_site(site))
-            except BadFrameError as error:
-                if not self._fixed:
-                    self.refused[key.decode(errors="backslashreplace")] = str(error)
-        return tuple(sorted(sites))
+        sites, refused = await sites_with(self._client, "radar")
+        self.refused = {} if self._fixed else refused
+        return tuple(sorted(sites | set(self._fixed)))
 
     @passing_as_lost()
     async def join(self, site: str) -> bool:

@@ -12,6 +12,8 @@ from services.core.streams.client import (
     DEAD_MAX_ENTRIES,
     INGEST_GROUP,
     KINDS,
+    PREDICTIONS_MAX_BYTES,
+    PREDICTIONS_MAX_ENTRIES,
     Client,
     Kind,
     passing_as_lost,
@@ -125,7 +127,7 @@ return {finished, lost, stream.length, redis.call('MEMORY', 'USAGE', KEYS[1], 'S
 )
 """KEYS: a stream. ARGV: our group, group idle ms, consumer idle ms, first id to keep (empty: the unfinished)."""
 
-_TIDY_DEAD = Script("""
+_CAP = Script("""
 if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then return 0 end
 local num = redis.call('XTRIM', KEYS[1], 'MAXLEN', '=', ARGV[1])
 local length = redis.call('XLEN', KEYS[1])
@@ -135,7 +137,7 @@ while length > 0 and redis.call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0) > tonu
 end
 return num
 """)
-"""KEYS: dead letters. ARGV: entries at most, bytes at most."""
+"""KEYS: a stream without a group. ARGV: entries at most, bytes at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +183,11 @@ class Janitor:
         last ten minutes: a forgotten group does not hold memory for ever. Consumers of the ingest group that have
         been silent for an hour and have nothing pending are removed. Raises StreamsLost errors.
         """
-        dead = Call(_TIDY_DEAD, (stream_key(site, "dead"),), (DEAD_MAX_ENTRIES, self._max_dead_bytes))
-        *answers, num_dead_dropped = await call(self._client, [*self._calls(site, cut=""), dead])
+        dead = Call(_CAP, (stream_key(site, "dead"),), (DEAD_MAX_ENTRIES, self._max_dead_bytes))
+        caps = (PREDICTIONS_MAX_ENTRIES, PREDICTIONS_MAX_BYTES)
+        predictions = Call(_CAP, (stream_key(site, "predictions"),), caps)
+        calls = [*self._calls(site, cut=""), predictions, dead]
+        *answers, _, num_dead_dropped = await call(self._client, calls)
         num_finished, num_lost = 0, dict.fromkeys(KINDS, 0)
         for _ in range(_MAX_PASSES):
             for kind, (finished, lost, *_) in zip(KINDS, answers, strict=True):

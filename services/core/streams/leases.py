@@ -6,13 +6,18 @@ they do not, the token does: the store refuses who writes with an older one. It 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import orjson
 
 from services.core.streams.client import Client, passing_as_lost, process_name, send_all, stream_key
 from services.core.streams.scripts import Call, Script, call
 
+Task = Literal["ingest", "live"]
+_KEYS: dict[Task, tuple[str, str]] = {"ingest": ("lease", "token"), "live": ("live-lease", "live-token")}
 REPLICAS = "echosight:ingest:replicas"
+LIVE_REPLICAS = "echosight:live:replicas"
+_REGISTERS: dict[Task, str] = {"ingest": REPLICAS, "live": LIVE_REPLICAS}
 
 _ACQUIRE = Script("""
 local held = redis.call('GET', KEYS[1])
@@ -61,15 +66,19 @@ class Replica:
 class SiteLeases:
     """The leases of one process. Every method raises StreamsLost errors."""
 
-    def __init__(self, client: Client, *, owner: str, ttl_ms: int, sites: Iterable[str] = ()) -> None:
+    def __init__(
+        self, client: Client, *, owner: str, ttl_ms: int, sites: Iterable[str] = (), task: Task = "ingest"
+    ) -> None:
         """owner: its name; two processes of one name are told apart all the same.
 
         ttl_ms: how long a lease, or a replica's sign of life, holds without being renewed. sites: the only ones
-        that this replica takes, which others must know to share fairly; none given: any.
+        that this replica takes, which others must know to share fairly; none given: any. task: what the sites are
+        shared for; each has leases of its own.
         """
         self._client = client
         self.owner = process_name(owner)
         self._ttl_ms = ttl_ms
+        self._task = task
         self._registered = orjson.dumps([self.owner, *sorted(sites)])
 
     @passing_as_lost()
@@ -78,19 +87,14 @@ class SiteLeases:
 
         floor: the newest token that the site's store has seen. It makes up for a counter lost to a flush.
         """
-        keys = (stream_key(site, "lease"), stream_key(site, "token"))
-        [token] = await call(self._client, [Call(_ACQUIRE, keys, (self.owner, floor, self._ttl_ms))])
+        [token] = await call(self._client, [Call(_ACQUIRE, self._keys(site), (self.owner, floor, self._ttl_ms))])
         return None if token is None else int(token)
 
     @passing_as_lost()
     async def renew(self, tokens: Mapping[str, int]) -> set[str]:
         """Hold on to the sites for another `ttl_ms`; those among them that are not ours any more."""
         calls = [
-            Call(
-                _RENEW,
-                (stream_key(site, "lease"), stream_key(site, "token")),
-                (self._value(token), self._ttl_ms, token),
-            )
+            Call(_RENEW, self._keys(site), (self.value(token), self._ttl_ms, token))
             for site, token in tokens.items()
         ]
         are_ours = await call(self._client, calls)
@@ -99,24 +103,26 @@ class SiteLeases:
     @passing_as_lost()
     async def release(self, site: str, *, token: int) -> None:
         """Let others have the site at once. Nothing happens if it is not ours any more."""
-        await call(self._client, [Call(_RELEASE, (stream_key(site, "lease"),), (self._value(token),))])
+        await call(self._client, [Call(_RELEASE, self._keys(site)[:1], (self.value(token),))])
 
     @passing_as_lost()
     async def register(self) -> list[Replica]:
         """Say that this replica lives, for another `ttl_ms`; all that do, this one included."""
-        [members] = await call(self._client, [Call(_REGISTER, (REPLICAS,), (self._registered, self._ttl_ms))])
+        [members] = await call(
+            self._client, [Call(_REGISTER, (_REGISTERS[self._task],), (self._registered, self._ttl_ms))]
+        )
         return [_replica(member) for member in members]
 
     @passing_as_lost()
     async def resign(self) -> None:
         """Count no longer as one that lives. Its leases are released apart."""
-        await self._client.zrem(REPLICAS, self._registered)
+        await self._client.zrem(_REGISTERS[self._task], self._registered)
 
     @passing_as_lost()
     async def holders(self, sites: Iterable[str]) -> dict[str, str]:
         """Site to `Replica.owner`, for those among `sites` that someone holds."""
         names = list(sites)
-        keys = [stream_key(site, "lease") for site in names]
+        keys = [self.key(site) for site in names]
         values = await send_all(self._client, [(key, ("GET", key)) for key in keys])
         return {
             site: value.decode(errors="replace").partition(":")[2]
@@ -124,8 +130,17 @@ class SiteLeases:
             if isinstance(value, bytes)
         }
 
-    def _value(self, token: int) -> str:
+    def key(self, site: str) -> str:
+        """The key of a site's lease, for a script that does something only while it is ours."""
+        return self._keys(site)[0]
+
+    def value(self, token: int) -> str:
+        """What stands there while it is ours."""
         return f"{token}:{self.owner}"
+
+    def _keys(self, site: str) -> tuple[str, str]:
+        lease, token = _KEYS[self._task]
+        return stream_key(site, lease), stream_key(site, token)
 
 
 def _replica(member: bytes) -> Replica:

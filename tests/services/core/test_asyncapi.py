@@ -14,12 +14,15 @@ from pydantic import BaseModel
 from services.core import codec
 from services.core.errors import BadFrameError
 from services.core.frames import CLASSES, MAX_HEATMAP_BYTES, MAX_IMAGE_BYTES
+from services.core.predictions import Prediction, decode_prediction, encode_prediction
 from services.core.streams import (
     DEAD_MAX_ENTRIES,
     EVENTS,
     EVENTS_MAX_ENTRIES,
     INGEST_GROUP,
     KINDS,
+    LIVE_REPLICAS,
+    PREDICTIONS_MAX_ENTRIES,
     REPLICAS,
     Consumer,
     EventLog,
@@ -38,6 +41,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "radar": codec.RadarHeader,
     "camera": codec.CameraHeader,
     "labels": codec.LabelHeader,
+    "predictions": Prediction,
 }
 
 
@@ -80,10 +84,23 @@ def test_channels_have_the_keys_of_the_code() -> None:
         assert key == (EVENTS if kind == "events" else stream_key(tagged_site.strip("{}"), kind))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def plain(node: Any, definitions: dict[str, Any]) -> Any:
+    """A schema of pydantic's as a person writes it: without titles, references and remarks of the code."""
+    if isinstance(node, list):
+        return [plain(value, definitions) for value in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        node = definitions[node["$ref"].rpartition("/")[2]] | {k: v for k, v in node.items() if k != "$ref"}
+    left_out = {"title", "description"} if "type" in node or "anyOf" in node else set()
+    return {key: plain(value, definitions) for key, value in node.items() if key not in left_out}
+
+
+@pytest.mark.parametrize("kind", MODELS)
 def test_header_schema_is_the_one_that_is_checked(kind) -> None:
     documented = resolve(message_of(kind)["payload"]["properties"]["header"])
     ours = MODELS[kind].model_json_schema()
+    ours["properties"] = plain(ours["properties"], ours.get("$defs", {}))
     assert set(documented["required"]) == set(ours["required"])
     assert set(documented["properties"]) == set(ours["properties"])
     for name, rules in ours["properties"].items():
@@ -116,12 +133,22 @@ def test_message_example_decodes(kind, number) -> None:
 def test_header_example_decodes(name, number) -> None:
     header = SCHEMAS[name]["examples"][number]
     kind = next(kind for kind, model in MODELS.items() if model.__name__ == name)
+    if kind == "predictions":
+        assert decode_prediction({b"header": orjson.dumps(header)})
+        return
     data = {
         "radar": lambda: np.zeros(header["shape"], header["dtype"]).tobytes(),
         "camera": lambda: JPEG,
         "labels": lambda: b"",
     }[kind]()
     assert codec.decode("north", kind, {b"header": orjson.dumps(header), b"data": data})
+
+
+def test_prediction_example_is_what_the_code_writes() -> None:
+    [example] = MESSAGES["prediction"]["examples"]
+    header = example["payload"]["header"]
+    prediction = decode_prediction({b"header": orjson.dumps(header)})
+    assert orjson.loads(encode_prediction(prediction)) == header
 
 
 def test_headers_of_the_redis_cli_lines_decode() -> None:
@@ -137,6 +164,7 @@ def test_limits_in_words_are_those_of_the_code() -> None:
     assert str(MAX_HEATMAP_BYTES) in MESSAGES["radarFrame"]["payload"]["properties"]["data"]["description"]
     assert str(MAX_IMAGE_BYTES) in MESSAGES["cameraFrame"]["payload"]["properties"]["data"]["description"]
     assert f"about {DEAD_MAX_ENTRIES}" in DOCUMENT["channels"]["dead"]["description"]
+    assert f"about {PREDICTIONS_MAX_ENTRIES}" in DOCUMENT["channels"]["predictions"]["description"]
     assert f"about {EVENTS_MAX_ENTRIES}" in DOCUMENT["channels"]["events"]["description"]
     assert f"consumer group `{INGEST_GROUP}`" in DOCUMENT["info"]["description"]
 
@@ -146,8 +174,12 @@ async def test_keys_beside_the_streams_are_documented(redis_url, redis_client) -
     leases = SiteLeases(client, owner="first", ttl_ms=60_000)
     token = await leases.acquire("SITE", floor=0)
     await leases.register()
+    live = SiteLeases(client, owner="first", ttl_ms=60_000, task="live")
+    assert await live.acquire("SITE", floor=0)  # apart from those of ingest
+    await live.register()
     keys = {key.decode() for key in redis_client.scan_iter()}
-    assert keys == {stream_key("SITE", "lease"), stream_key("SITE", "token"), REPLICAS}
+    kinds = ("lease", "token", "live-lease", "live-token")
+    assert keys == {*(stream_key("SITE", kind) for kind in kinds), REPLICAS, LIVE_REPLICAS}
     assert all(f"`{key}`" in DOCUMENT["info"]["description"] for key in keys)
     assert redis_client.get(stream_key("SITE", "lease")).startswith(f"{token}:first".encode())
     await client.aclose()

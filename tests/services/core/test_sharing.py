@@ -6,8 +6,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.core.sharing import divide
 from services.core.streams import Replica
-from services.ingest.sharing import divide
 
 SITES = ("a", "b", "c", "d", "e")
 

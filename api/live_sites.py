@@ -1,0 +1,87 @@
+"""Whose streams are classified by this replica: found, leased, shared fairly with other replicas, and let go.
+
+Each site is one replica's at a time, so that no frame is predicted twice and one process has the whole window that
+votes. The leases are not those of ingest, and a replica that cannot answer yet holds none.
+"""
+
+import asyncio
+import contextlib
+import socket
+
+from api.settings import ApiSettings
+from services.core.logs import Log
+from services.core.sharing import divide
+from services.core.streams import Client, NewestReader, PredictionLog, SiteLeases
+
+
+class LiveSites:
+    """The sites of this replica. `keep` often, `look` now and then. Methods raise StreamsLost errors."""
+
+    def __init__(self, settings: ApiSettings, client: Client, reader: NewestReader, *, log: Log) -> None:
+        self._reader = reader
+        self._max_age_ms = settings.live_max_age_ms
+        self._lease_s = settings.live_lease_ms / 1e3
+        self._leases = SiteLeases(client, owner=socket.gethostname(), ttl_ms=settings.live_lease_ms, task="live")
+        self.predictions = PredictionLog(client, self._leases)
+        self._log = log
+        self._has_registered = False
+        self.ours: dict[str, int] = {}
+        """Site to the token of its lease."""
+
+    async def keep(self) -> None:
+        """Show that we live and renew the leases, until cancelled; nothing before the first `look`."""
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            if self._has_registered:
+                with contextlib.suppress(Exception):  # a lost server is lost to the others, too; `look` says why
+                    await self._leases.register()
+                    self.drop(await self._leases.renew(dict(self.ours)))
+
+    async def look(self) -> None:
+        """1. find sites, 2. who lives and has what, 3. let go of what others should have, 4. take what is free."""
+        found = await self._reader.find_sites()
+        replicas = await self._leases.register()
+        self._has_registered = True
+        holders = await self._leases.holders(found)
+        owners = divide(found, replicas, holders)
+        for site in [site for site in self.ours if owners.get(site) != self._leases.owner]:
+            await self._release(site)
+        for site in sorted(found - self.ours.keys()):
+            if (
+                owners.get(site) == self._leases.owner
+                and holders.get(site, self._leases.owner) == self._leases.owner
+            ):
+                await self._take(site)
+        await self._reader.look()
+
+    def drop(self, sites: set[str]) -> None:
+        """Stop at once: another replica has them by now."""
+        for site in sites & self.ours.keys():
+            del self.ours[site]
+            self._reader.leave(site)
+            self._log.warning("live_site_dropped", site=site, reason="its lease went to another replica")
+
+    async def close(self) -> None:
+        """Let others have all of it at once."""
+        for site in list(self.ours):
+            await self._release(site)
+        if self._has_registered:
+            await self._leases.resign()
+
+    async def _release(self, site: str) -> None:
+        token = self.ours.pop(site)
+        self._reader.leave(site)
+        await self._leases.release(site, token=token)
+        self._log.info("live_site_released", site=site)
+
+    async def _take(self, site: str) -> None:
+        """1. the lease, 2. what was predicted last: it goes on from there, as far as that is not too old."""
+        token = await self._leases.acquire(site, floor=0)
+        if token is None:
+            return
+        after = await self.predictions.last_frame(site)
+        if await self._reader.join(site, max_age_ms=self._max_age_ms, after=after):
+            self.ours[site] = token
+            self._log.info("live_site_taken", site=site, token=token)
+        else:
+            await self._leases.release(site, token=token)
