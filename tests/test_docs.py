@@ -54,6 +54,7 @@ def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
         "status",
         "classify",
         "watch",
+        "keys add",
         "simulate",
         "replay",
         "import",

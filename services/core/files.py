@@ -7,10 +7,13 @@ from pathlib import Path
 Bytes = bytes | memoryview
 
 
-def write_atomically(path: Path, data: Bytes | Iterable[Bytes]) -> None:
-    """Replace `path` by `data` or by its parts: a reader sees the old file or the new one, after any crash too."""
+def write_atomically(path: Path, data: Bytes | Iterable[Bytes], *, mode: int = 0o666) -> None:
+    """Replace `path` by `data` or by its parts: a reader sees the old file or the new one, after any crash too.
+
+    mode: who may do what with it, less the umask.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    with aside.open("wb") as file:
+    with open(aside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.writelines([data] if isinstance(data, Bytes) else data)
         file.flush()
         os.fsync(file.fileno())
