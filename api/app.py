@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from api import catalogue, labels, listeners, problems, routes, v2
+from api.access import Access
 from api.classify import PATH as CLASSIFY_PATH
 from api.classify import Classify
 from api.cores import available_cores
@@ -22,6 +24,7 @@ from api.endpoint import Endpoint
 from api.engine import Limits
 from api.events import Events
 from api.exporter import DEFAULT_COMMAND, Exporter
+from api.gate import Gate
 from api.infer import Infer, is_infer
 from api.labels import LabelPublisher
 from api.listeners import Listeners
@@ -38,25 +41,32 @@ from api.serving import Serving
 from api.settings import ApiSettings
 from api.stream import PATH as STREAM_PATH
 from api.stream import Stream
+from api.tracing import Tracing, make_tracing
 from api.versions import Versions
 from services.core.registry import Registry
+
+_NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+"""Of FastAPI's own, which knows nothing of the hot routes: the gate traces all alike."""
 
 
 class Api(FastAPI):
     """FastAPI with a way past it, since its layers cost a request more than a small model does.
 
-    It counts every answer; the hot routes count their own.
+    What is not hot passes the gate here; the hot routes pass it by themselves.
     """
 
-    def __init__(self, hot: Mapping[str, Endpoint], infer: Infer, metrics: Metrics, **options: Any) -> None:
+    def __init__(self, hot: Mapping[str, Endpoint], infer: Infer, gate: Gate, **options: Any) -> None:
         super().__init__(**options)
         self._hot = hot
         self._infer = infer
-        self._metrics = metrics
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await super().__call__(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._gate.websocket(super().__call__, scope, receive, send)
             return
         if scope["method"] == "POST":
             path = scope["path"]
@@ -64,18 +74,22 @@ class Api(FastAPI):
             if endpoint is not None:
                 await endpoint(scope, receive, send)
                 return
-
-        async def count(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._metrics.count_request(message["status"])
-            await send(message)
-
-        await super().__call__(scope, receive, count)
+        await self._gate.http(super().__call__, scope, receive, send)
 
 
-def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT_COMMAND) -> FastAPI:
-    """The server for `settings.model_name`. export_command: what runs an export, before its arguments."""
-    live, metrics = LiveModel(), Metrics()
+def create_app(
+    settings: ApiSettings,
+    *,
+    export_command: Sequence[str] = DEFAULT_COMMAND,
+    make_tracing: Callable[[ApiSettings], Tracing | None] = make_tracing,
+) -> FastAPI:
+    """The server for `settings.model_name`. export_command: what runs an export, before its arguments.
+
+    Raises SettingsError for API keys that cannot be read, or none where they are needed.
+    """
+    live, metrics, access = LiveModel(), Metrics(), Access(settings)
+    tracing = make_tracing(settings)
+    gate = Gate(settings, access, metrics, tracing)
     registry = Registry(settings.registry_dir, settings.model_name)
     serving = Serving(
         live,
@@ -119,6 +133,7 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
             asyncio.create_task(promoter.run()),
             asyncio.create_task(event_listeners.run()),
             asyncio.create_task(event_listeners.follow_predictions()),
+            asyncio.create_task(access.run()),
             asyncio.create_task(_report(live, metrics, streamed, events, settings.events_interval_s)),
         ]
         if classification is not None:
@@ -136,36 +151,39 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
             await label_publisher.close()
             serving.close()
             events.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     reader = BodyReader(settings)
     versions = Versions(registry, live, max_loaded=settings.max_loaded_versions)
-    event_listeners = Listeners(settings, live, metrics)
+    event_listeners = Listeners(settings, live, gate)
     is_live = settings.live and bool(settings.redis_url)
     streamed = LiveMetrics(metrics.registry) if is_live else None
     classification = LiveClassification(settings, serving, streamed) if streamed else None
     label_publisher = LabelPublisher(settings.redis_url)
     hot: dict[str, Endpoint] = {
-        CLASSIFY_PATH: Classify(serving, reader, metrics, max_batch=settings.max_batch),
-        EMBED_PATH: Embed(serving, reader, metrics, max_batch=settings.max_batch),
+        CLASSIFY_PATH: Classify(serving, reader, gate, max_batch=settings.max_batch),
+        EMBED_PATH: Embed(serving, reader, gate, max_batch=settings.max_batch),
     }
-    infer = Infer(registry.name, serving, versions, reader, metrics, max_batch=settings.max_batch)
+    infer = Infer(registry.name, serving, versions, reader, gate, max_batch=settings.max_batch)
     app = Api(
         hot,
         infer,
-        metrics,
+        gate,
         title="Echosight",
         summary="Post a radar heatmap, get empty, pedestrian, cyclist or car back.",
         version=version("echosight"),
         lifespan=lifespan,
-        docs_url="/swagger",
+        docs_url=None,
         redoc_url=None,
+        telemetry=_NO_TELEMETRY,
     )
     app.state.live, app.state.metrics = live, metrics
     app.state.classification = classification
     for path in (*hot, "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
         app.router.routes.append(Route(path, hot.get(path, infer), methods=["POST"]))  # for its 405
     problems.install(app)
-    app.router.routes.append(WebSocketRoute(STREAM_PATH, Stream(settings, serving, metrics).serve))
+    app.router.routes.append(WebSocketRoute(STREAM_PATH, Stream(settings, serving, gate).serve))
     _explain_stream(app)
     for router in (
         labels.make_router(label_publisher, reader),
@@ -175,7 +193,7 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
         routes.make_router(registry.name, live, metrics),
     ):
         app.include_router(router)
-    add_operations(app, operations())
+    add_operations(app, operations(), has_keys=access.is_on)
     add_docs(app)
     return app
 

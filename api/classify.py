@@ -9,13 +9,15 @@ from typing import TypeVar
 import orjson
 from starlette.types import Receive, Scope
 
+from api.asked import asked_of
 from api.bodies import Posted, decode
 from api.classifier import Classifier
 from api.endpoint import JSON, Endpoint, Reply
-from api.metrics import Metrics
+from api.gate import Gate
 from api.reading import BodyReader
 from api.serving import Answer, Serving
 from api.terms import terms_of
+from api.tracing import timed
 
 PATH = "/v1/classify"
 DECODE_IN_LOOP_BYTES = 512 * 1024
@@ -29,8 +31,8 @@ T = TypeVar("T")
 class Classify(Endpoint):
     """The endpoint."""
 
-    def __init__(self, serving: Serving, reader: BodyReader, metrics: Metrics, *, max_batch: int) -> None:
-        super().__init__(metrics)
+    def __init__(self, serving: Serving, reader: BodyReader, gate: Gate, *, max_batch: int) -> None:
+        super().__init__(gate, PATH)
         self._serving = serving
         self._reader = reader
         self._max_batch = max_batch
@@ -45,6 +47,14 @@ class Classify(Endpoint):
         posted = await decode_posted(body, headers, scope["query_string"], model, max_batch=self._max_batch)
         decoded_ns = time.monotonic_ns()
         answer = await self._serving.predict(model, posted.heatmaps, posted.site, terms)
+        timed(
+            asked_of(scope).span,
+            decode_ns=decoded_ns - read_ns,
+            queue_ns=answer.queue_ns,
+            inference_ns=answer.inference_ns,
+            version=model.version,
+            frames=len(posted.heatmaps),
+        )
         content = encode(model, posted, answer)
         content["timing_ms"] = {
             "decode": (decoded_ns - read_ns) / 1e6,

@@ -8,12 +8,14 @@ import numpy.typing as npt
 import orjson
 from starlette.types import Receive, Scope
 
+from api.asked import asked_of
 from api.classify import decode_posted
 from api.endpoint import JSON, Endpoint, Reply
-from api.metrics import Metrics
+from api.gate import Gate
 from api.reading import BodyReader
 from api.serving import Serving
 from api.terms import terms_of
+from api.tracing import timed
 
 PATH = "/v1/embed"
 _NPY = (b"content-type", b"application/x-npy")
@@ -23,8 +25,8 @@ _MIN_NORM = 1e-12
 class Embed(Endpoint):
     """The endpoint. Its bodies are those of /v1/classify."""
 
-    def __init__(self, serving: Serving, reader: BodyReader, metrics: Metrics, *, max_batch: int) -> None:
-        super().__init__(metrics)
+    def __init__(self, serving: Serving, reader: BodyReader, gate: Gate, *, max_batch: int) -> None:
+        super().__init__(gate, PATH)
         self._serving = serving
         self._reader = reader
         self._max_batch = max_batch
@@ -34,11 +36,21 @@ class Embed(Endpoint):
         headers = dict(scope["headers"])
         body = await self._reader.read(headers, receive)
         terms = terms_of(scope, headers, started_ns)
+        read_ns = time.perf_counter_ns()
         model = self._serving.model
         posted = await decode_posted(body, headers, scope["query_string"], model, max_batch=self._max_batch)
+        decoded_ns = time.perf_counter_ns()
         site_index, is_known = model.site(posted.site)
         sites = model.sites(site_index, len(posted.heatmaps))
         outputs = await self._serving.infer(model, posted.heatmaps, sites, ("embedding",), terms)
+        timed(
+            asked_of(scope).span,
+            decode_ns=decoded_ns - read_ns,
+            queue_ns=outputs.queue_ns,
+            inference_ns=outputs.inference_ns,
+            version=model.version,
+            frames=len(posted.heatmaps),
+        )
         embeddings = unit_norm(outputs.values[0])
         version = (b"x-model-version", b"%d" % model.version)
         if b"application/x-npy" in headers.get(b"accept", b""):

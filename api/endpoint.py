@@ -1,6 +1,6 @@
 """A plain ASGI endpoint, for the hot routes: FastAPI's layers and pydantic cost more than a small model does.
 
-It answers its own problems and counts its own answers. Its OpenAPI operation is written out in `api.operations`.
+It passes the gate by itself and answers its own problems. Its OpenAPI operation stands in `api.operations`.
 """
 
 from abc import ABC, abstractmethod
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from starlette.types import Receive, Scope, Send
 
 from api import problems
-from api.metrics import Metrics
+from api.gate import CLIENT_GONE, Gate
 from api.problems import ProblemError
 from api.reading import ClientGoneError
 from services.core.logs import logger
@@ -21,7 +21,7 @@ _PROBLEM = (b"content-type", problems.MEDIA_TYPE.encode())
 
 
 class Reply(NamedTuple):
-    """A whole answer. headers: all but content-length."""
+    """A whole answer. headers: all but content-length and those that every answer has."""
 
     headers: Headers
     body: bytes
@@ -29,27 +29,35 @@ class Reply(NamedTuple):
 
 
 class Endpoint(ABC):
-    """What a hot route derives from."""
+    """What a hot route derives from. route: its path, parameters unfilled."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, gate: Gate, route: str) -> None:
+        self._gate = gate
+        self.route = route
 
     @abstractmethod
     async def answer(self, scope: Scope, receive: Receive) -> Reply:
         """The answer to one request. Whatever it raises becomes a problem."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gate, asking = self._gate, dict(scope["headers"])
+        asked = gate.enter(scope, asking)
         try:
+            gate.admit(scope, asked, asking)
             headers, body, status = await self.answer(scope, receive)
         except ClientGoneError:
+            gate.leave(scope, asked, route=self.route, status=CLIENT_GONE)
             return
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else problems.unexpected(error)
+            asked.problem = problem.kind.name
             if problem is not error:
+                asked.error = type(error).__name__
                 logger("api").error("request failed", path=scope["path"], exc_info=error)
-            status, body = problem.kind.status, problem.body(scope["path"])
+            status, body = problem.kind.status, problem.body(scope["path"], asked.request_id)
             headers = [_PROBLEM, *((k.lower().encode(), v.encode()) for k, v in problem.headers.items())]
-        self._metrics.count_request(status)
+        gate.leave(scope, asked, route=self.route, status=status)
+        headers += gate.headers(asked, asking)
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

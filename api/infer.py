@@ -4,16 +4,20 @@ import time
 
 from starlette.types import Receive, Scope
 
+from api.asked import asked_of
 from api.classify import DECODE_IN_LOOP_BYTES, on_decoder
 from api.endpoint import JSON, Endpoint, Headers, Reply
+from api.gate import Gate
 from api.inference import HEADER_LENGTH, Inference, read_inference, write_inference
-from api.metrics import Metrics
 from api.problems import NO_SUCH_MODEL, NOT_FOUND, ProblemError
 from api.reading import BodyReader
 from api.serving import Serving
 from api.terms import terms_of
+from api.tracing import timed
 from api.versions import Versions
 
+ROUTE = "/v2/models/{name}/infer"
+"""Under which both paths are counted."""
 _BINARY = (b"content-type", b"application/octet-stream")
 
 
@@ -26,11 +30,11 @@ class Infer(Endpoint):
         serving: Serving,
         versions: Versions,
         reader: BodyReader,
-        metrics: Metrics,
+        gate: Gate,
         *,
         max_batch: int,
     ) -> None:
-        super().__init__(metrics)
+        super().__init__(gate, ROUTE)
         self._name = name
         self._serving = serving
         self._versions = versions
@@ -58,6 +62,14 @@ class Infer(Endpoint):
                 terms = terms.sooner(asked_ns + inference.timeout_us * 1000)
             outputs = tuple(wanted.name for wanted in inference.wanted)
             found = await self._serving.infer(model, inference.heatmaps, inference.sites, outputs, terms)
+            timed(
+                asked_of(scope).span,
+                decode_ns=decoded_ns - started_ns,
+                queue_ns=found.queue_ns,
+                inference_ns=found.inference_ns,
+                version=model.version,
+                frames=len(inference.heatmaps),
+            )
             inferred_ns = time.perf_counter_ns()
             answer, json_bytes = write_inference(inference, dict(zip(outputs, found.values, strict=True)), model)
         except Exception:

@@ -19,8 +19,8 @@ from pydantic import StringConstraints
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from api.gate import Gate
 from api.labels import no_streams
-from api.metrics import Metrics
 from api.models import LiveModel
 from api.openapi import problem_responses
 from api.problems import BAD_REQUEST_VALUE, TOO_MANY_CLIENTS, ProblemError
@@ -70,13 +70,14 @@ class Wish:
 class Listeners:
     """Everybody who listens, and the task that feeds them. send_timeout_s: after that, who reads nothing goes."""
 
-    def __init__(self, settings: ApiSettings, live: LiveModel, metrics: Metrics) -> None:
+    def __init__(self, settings: ApiSettings, live: LiveModel, gate: Gate) -> None:
         self._client = connect(settings.redis_url) if settings.redis_url else None
         self._max_clients = settings.max_event_clients
         self._heartbeat_s = settings.heartbeat_s
         self.send_timeout_s = settings.body_timeout_s
         self._live = live
-        self._metrics = metrics
+        self.gate = gate
+        self._metrics = gate.metrics
         self._queues: dict[asyncio.Queue[Event], Wish] = {}
         self._overflown: set[asyncio.Queue[Event]] = set()
         self._is_wanted = asyncio.Event()
@@ -225,6 +226,10 @@ class Listeners:
                 return
 
 
+class _NoLongerWelcomeError(Exception):
+    """The key that a client began with is none any more."""
+
+
 class EventStream(StreamingResponse):
     """The answer to one client, who leaves however it ends."""
 
@@ -236,6 +241,8 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
+            if not self._listeners.gate.is_welcome(scope):
+                raise _NoLongerWelcomeError
             async with asyncio.timeout(self._listeners.send_timeout_s):
                 await send(message)
 
@@ -243,6 +250,9 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send_in_time)
         except TimeoutError:
             logger("api").warning("a client of events reads nothing and is let go")
+        except _NoLongerWelcomeError:
+            logger("api").info("a client of events is let go: its API key is no longer valid")
+            await send({"type": "http.response.body", "body": b""})  # it comes back, and is told why it may not
         finally:
             self._listeners.leave(self._queue)
 

@@ -14,6 +14,8 @@ class LiveModel:
         self.current: Classifier | None = None
         self.num_swaps = 0
         self.waiting_for = "the first look into the registry"
+        self.has_looked = False
+        """Whether the registry has been looked into once: from then on the server is up."""
         self.is_stopping = False
 
     @property

@@ -4,9 +4,21 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from api.access import needed_scope
 from api.problems import KINDS, MEDIA_TYPE, ProblemError
 
 Responses = dict[int | str, dict[str, Any]]
+
+SECURITY_SCHEMES = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "an API key of `echosight keys`, with the scope that an operation names, or admin",
+    },
+    "api_key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "the same, for who cannot"},
+}
+_TEXT_HEADER = {"schema": {"type": "string"}}
+_SECONDS_HEADER = {"schema": {"type": "integer", "minimum": 0}}
 
 PROBLEM_SCHEMA = {
     "type": "object",
@@ -20,11 +32,20 @@ PROBLEM_SCHEMA = {
         "detail": {"type": "string", "description": "what is wrong, and the offending value"},
         "remedy": {"type": "string", "description": "what to do about it"},
         "instance": {"type": "string", "description": "the path that was asked"},
+        "request_id": {
+            "type": "string",
+            "description": "as the answer's x-request-id and the server's log have it",
+        },
         "error": {"type": "string", "description": "below /v2: detail and remedy in one sentence"},
     },
 }
 PROBLEM_EXAMPLES = {
     "unreadable-body": ("JSON is broken at line 1, column 9: unexpected end of data", "send the whole object"),
+    "no-key": ("no API key was sent", "send it as `Authorization: Bearer KEY`; `echosight keys add` makes one"),
+    "missing-scope": (
+        "key 'north-radar' has predict, POST /v1/models/7/promote needs admin",
+        "use a key with it: echosight keys add NAME --scope admin",
+    ),
     "foreign-origin": ("origin is 'https://example.org'", "ask from a page of this server, or without a browser"),
     "not-found": ("path is '/v1/clasify'", "GET / lists what is here"),
     "no-such-model": ("model radar has no version 99", "GET /v1/models lists them"),
@@ -49,8 +70,13 @@ PROBLEM_EXAMPLES = {
     "bad-site": ("site is '../etc'", "use 1 to 64 letters, digits, '.', '_' or '-'"),
     "bad-value": ("label is 'lorry'", "use one of empty, pedestrian, cyclist, car"),
     "no-websocket": ("this was plain HTTP", "open a WebSocket"),
+    "rate-limited": (
+        "north-radar may ask 20 times a second",
+        "wait 1 s, or have the limit of the key or ECHOSIGHT_RATE_LIMIT raised",
+    ),
     "internal": ("RuntimeError while answering", "see the log of the API"),
     "not-ready": ("waiting for the trainer to publish a first version of radar", "try again soon"),
+    "starting": ("waiting for the first look into the registry", "try again soon"),
     "no-streams": ("REDIS_URL is not set", "set it to the server that the sensors publish to"),
     "too-many-clients": ("32 clients listen already", "raise ECHOSIGHT_MAX_EVENT_CLIENTS"),
 }
@@ -66,7 +92,9 @@ def _problem_response(status: int) -> dict[str, Any]:
     examples = {}
     for kind in kinds:
         what, remedy = PROBLEM_EXAMPLES[kind.name]
-        examples[kind.name] = {"value": ProblemError(kind, what, remedy=remedy).members("/v1/classify")}
+        examples[kind.name] = {
+            "value": ProblemError(kind, what, remedy=remedy).members("/v1/classify", "9c1e07aa12-5f")
+        }
     return {
         "description": "; ".join(kind.title for kind in kinds),
         "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA, "examples": examples}},
@@ -78,8 +106,8 @@ def example(value: Any, *, status: int = 200) -> Responses:
     return {status: {"content": {"application/json": {"examples": {"usual": {"value": value}}}}}}
 
 
-def add_operations(app: FastAPI, operations: dict[str, dict[str, Any]]) -> None:
-    """Put written-out operations, by path, before those that FastAPI derives."""
+def add_operations(app: FastAPI, operations: dict[str, dict[str, Any]], *, has_keys: bool) -> None:
+    """Put written-out operations, by path, before those that FastAPI derives; say which needs what sort of key."""
     derive = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -87,10 +115,29 @@ def add_operations(app: FastAPI, operations: dict[str, dict[str, Any]]) -> None:
             schema = derive()
             _drop_validation_errors(schema)
             schema["paths"] = operations | schema["paths"]
+            _add_access(schema, has_keys=has_keys)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_access(schema: dict[str, Any], *, has_keys: bool) -> None:
+    """Security, 401, 403 and 429 of whatever needs a key; the id that every answer has."""
+    schema["components"]["securitySchemes"] = SECURITY_SCHEMES
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            answers: dict[str, Any] = operation["responses"]
+            scope = needed_scope(method.upper(), path)
+            if scope is not None:
+                anybody: list[dict[str, list[str]]] = [] if has_keys else [{}]
+                operation["security"] = [*anybody, *({name: [scope]} for name in SECURITY_SCHEMES)]
+                described = {str(status): row for status, row in problem_responses(401, 403, 429).items()}
+                answers |= {status: row for status, row in described.items() if status not in answers}
+                answers["401"]["headers"] = {"www-authenticate": _TEXT_HEADER}
+                answers["429"]["headers"] = {"retry-after": _SECONDS_HEADER}
+            for answer in answers.values():
+                answer["headers"] = {"x-request-id": _TEXT_HEADER} | answer.get("headers", {})
 
 
 def _drop_validation_errors(schema: dict[str, Any]) -> None:

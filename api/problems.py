@@ -1,7 +1,8 @@
 """Every answer that is not the wished one: RFC 9457 problems that name the value and the remedy.
 
 {"type": "urn:echosight:problem:wrong-shape", "title": ..., "status": 422,
- "detail": "heatmap shape is (2, 64, 64)", "remedy": "send (2, 128, 64)", "instance": "/v1/classify"}
+ "detail": "heatmap shape is (2, 64, 64)", "remedy": "send (2, 128, 64)", "instance": "/v1/classify",
+ "request_id": "9c1e07aa12-5f"}
 
 Below /v2 there is one member more, "error", with detail and remedy in one sentence: the one that clients of the
 Open Inference Protocol read.
@@ -17,7 +18,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
+from api.asked import asked_of
 from services.core.errors import EchosightError
 from services.core.logs import logger
 
@@ -34,7 +37,9 @@ class Kind:
 
 
 UNREADABLE_BODY = Kind("unreadable-body", 400, "The body cannot be read")
+NO_KEY = Kind("no-key", 401, "This needs an API key")
 FOREIGN_ORIGIN = Kind("foreign-origin", 403, "Pages of other sites may not do this")
+MISSING_SCOPE = Kind("missing-scope", 403, "The API key may not do this")
 NOT_FOUND = Kind("not-found", 404, "There is nothing here")
 NO_SUCH_MODEL = Kind("no-such-model", 404, "There is no such model or version")
 NOT_LOADED = Kind("not-loaded", 404, "This version is not loaded")
@@ -51,15 +56,19 @@ BAD_SITE = Kind("bad-site", 422, "This is no name of a site")
 BAD_REQUEST_VALUE = Kind("bad-value", 422, "A value of the request is wrong")
 NO_WEBSOCKET = Kind("no-websocket", 426, "This is a WebSocket")
 OVERLOADED = Kind("overloaded", 429, "More is asked than the model can answer")
+RATE_LIMITED = Kind("rate-limited", 429, "This caller asks too often")
 INTERNAL = Kind("internal", 500, "The server failed")
 NOT_READY = Kind("not-ready", 503, "No model is live yet")
+STARTING = Kind("starting", 503, "The server is starting")
 NO_STREAMS = Kind("no-streams", 503, "The streams' server cannot be reached")
 TOO_MANY_CLIENTS = Kind("too-many-clients", 503, "Too many clients listen already")
 TOO_LATE = Kind("too-late", 504, "No answer before the deadline")
 
 KINDS = (
     UNREADABLE_BODY,
+    NO_KEY,
     FOREIGN_ORIGIN,
+    MISSING_SCOPE,
     NOT_FOUND,
     NO_SUCH_MODEL,
     NOT_LOADED,
@@ -76,8 +85,10 @@ KINDS = (
     BAD_REQUEST_VALUE,
     NO_WEBSOCKET,
     OVERLOADED,
+    RATE_LIMITED,
     INTERNAL,
     NOT_READY,
+    STARTING,
     NO_STREAMS,
     TOO_MANY_CLIENTS,
     TOO_LATE,
@@ -92,12 +103,12 @@ class ProblemError(EchosightError):
         self.kind = kind
         self.headers = dict(headers or {})
 
-    def body(self, instance: str) -> bytes:
+    def body(self, instance: str, request_id: str) -> bytes:
         """The JSON of RFC 9457, section 3. instance: the path that was asked."""
-        return orjson.dumps(self.members(instance))
+        return orjson.dumps(self.members(instance, request_id))
 
-    def members(self, instance: str) -> dict[str, Any]:
-        """The members of that JSON."""
+    def members(self, instance: str, request_id: str) -> dict[str, Any]:
+        """The members of that JSON. request_id: as the log has it."""
         members = {
             "type": f"urn:echosight:problem:{self.kind.name}",
             "title": self.kind.title,
@@ -105,12 +116,16 @@ class ProblemError(EchosightError):
             "detail": self.what,
             "remedy": self.remedy,
             "instance": instance,
+            "request_id": request_id,
         }
         return members | {"error": str(self)} if instance.startswith("/v2") else members
 
 
-def response(error: ProblemError, instance: str) -> Response:
-    return Response(error.body(instance), error.kind.status, error.headers, MEDIA_TYPE)
+def response(error: ProblemError, scope: Scope) -> Response:
+    """The answer to the request, or the handshake, behind a scope."""
+    asked = asked_of(scope)
+    asked.problem = error.kind.name
+    return Response(error.body(scope["path"], asked.request_id), error.kind.status, error.headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -131,7 +146,7 @@ def unexpected(error: Exception) -> ProblemError:
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    return response(error, request.url.path)
+    return response(error, request.scope)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
@@ -148,7 +163,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     else:
         kind = Kind("http", error.status_code, HTTPStatus(error.status_code).phrase)
         problem = ProblemError(kind, str(error.detail), remedy="see /openapi.json", headers=headers)
-    return response(problem, path)
+    return response(problem, request.scope)
 
 
 async def _answer_validation(request: Request, error: Exception) -> Response:
@@ -156,9 +171,10 @@ async def _answer_validation(request: Request, error: Exception) -> Response:
     first: dict[str, Any] = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     what = f"{where} is {str(first.get('input'))[:80]!r}: {first['msg']}"
-    return response(ProblemError(BAD_REQUEST_VALUE, what, remedy="see /openapi.json"), request.url.path)
+    return response(ProblemError(BAD_REQUEST_VALUE, what, remedy="see /openapi.json"), request.scope)
 
 
 async def _answer_internal(request: Request, error: Exception) -> Response:
     logger("api").error("request failed", path=request.url.path, exc_info=error)
-    return response(unexpected(error), request.url.path)
+    asked_of(request.scope).error = type(error).__name__
+    return response(unexpected(error), request.scope)

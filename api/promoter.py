@@ -77,6 +77,7 @@ class Promoter:
     async def step(self) -> None:
         """One look into the registry, and all that follows from it."""
         aliases = await asyncio.to_thread(self._registry.aliases)
+        self._live.has_looked = True
         champion, candidate = aliases.get("champion"), aliases.get("candidate")
         if champion is None and candidate is None:
             self._live.waiting_for = await asyncio.to_thread(self._first_version)
@@ -202,8 +203,7 @@ class Promoter:
 
     def _swap(self, classifier: Classifier) -> None:
         self._live.swap(classifier)
-        self._metrics.swaps.inc()
-        self._metrics.live_version.set(classifier.version)
+        self._metrics.model_went_live(classifier.version, classifier.manifest.created_at_s)
 
     async def _announce(self, why: str) -> None:
         model = self._live.current

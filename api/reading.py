@@ -28,6 +28,7 @@ class BodyReader:
     def __init__(self, settings: ApiSettings) -> None:
         self._max_body_bytes = settings.max_body_bytes
         self._body_timeout_s = settings.body_timeout_s
+        self.allowed_origins = settings.origins
 
     async def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, uncompressed. headers: by their names in lower case.

@@ -4,14 +4,14 @@ FastAPI would read a body of any length before it looks at it. What these routes
 not: a browser lets any page post a text, to the loopback interface too, but says whose page it is (RFC 6454).
 """
 
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from api.bodies import check_json_length
-from api.problems import BAD_REQUEST_VALUE, FOREIGN_ORIGIN, UNREADABLE_BODY, ProblemError
+from api.origins import check_origin
+from api.problems import BAD_REQUEST_VALUE, UNREADABLE_BODY, ProblemError
 from api.reading import BodyReader, ClientGoneError
 
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -25,7 +25,9 @@ async def read_body(request: Request, reader: BodyReader, kind: type[_Body]) -> 
     except ClientGoneError:  # whatever is answered, nobody reads it
         raise ProblemError(UNREADABLE_BODY, "the client went away", remedy="send the whole body") from None
     check_json_length(body)
-    check_origin(headers)  # after the body: an answer to half a request breaks a connection
+    check_origin(
+        headers, reader.allowed_origins
+    )  # after the body: an answer to half a request breaks a connection
     try:
         return kind.model_validate_json(body or b"{}")
     except ValidationError as error:
@@ -34,17 +36,6 @@ async def read_body(request: Request, reader: BodyReader, kind: type[_Body]) -> 
         where = ".".join(str(part) for part in first["loc"]) or "body"
         shown = "" if what is UNREADABLE_BODY else f" is {str(first.get('input'))[:80]!r}"
         raise ProblemError(what, f"{where}{shown}: {first['msg']}"[:300], remedy="see /docs") from None
-
-
-def check_origin(headers: Mapping[bytes, bytes]) -> None:
-    """Raises ProblemError for what a browser sends on behalf of a page of another server."""
-    origin, host = headers.get(b"origin"), headers.get(b"host", b"")
-    if origin is not None and origin.partition(b"://")[2].lower() != host.lower():
-        raise ProblemError(
-            FOREIGN_ORIGIN,
-            f"origin is {origin[:80].decode('latin-1')!r}, this is {host[:80].decode('latin-1')!r}",
-            remedy="ask from a page of this server, or without a browser",
-        )
 
 
 def described_body(

@@ -13,12 +13,17 @@ from api.listeners import PATH as EVENTS_PATH
 from api.metrics import Metrics
 from api.models import LiveModel
 from api.openapi import example, problem_responses
+from api.problems import STARTING, ProblemError
 from api.serving import not_ready
 from api.stream import PATH as STREAM_PATH
 
 
 class Alive(BaseModel):
     status: str = "alive"
+
+
+class Started(BaseModel):
+    status: str = "started"
 
 
 class Ready(BaseModel):
@@ -41,6 +46,7 @@ def make_router(name: str, live: LiveModel, metrics: Metrics) -> APIRouter:
         "docs": "/docs",
         "openapi": "/openapi.json",
         "alive": "/livez",
+        "started": "/startupz",
         "ready": "/readyz",
         "metrics": "/metrics",
     }
@@ -63,6 +69,21 @@ def make_router(name: str, live: LiveModel, metrics: Metrics) -> APIRouter:
         return Alive()
 
     @router.get(
+        "/startupz",
+        summary="Has the server come up: has it looked into the registry",
+        responses=problem_responses(503) | example({"status": "started"}),
+    )
+    async def startupz() -> Started:
+        if not live.has_looked:
+            raise ProblemError(
+                STARTING,
+                f"waiting for {live.waiting_for}",
+                remedy="try again soon; the log of the API says what is wrong if it stays so",
+                headers={"retry-after": "2"},
+            )
+        return Started()
+
+    @router.get(
         "/readyz",
         summary="Has a model answered yet",
         responses=problem_responses(503) | example({"status": "ready", "model": "radar", "version": 7}),
@@ -81,7 +102,11 @@ def make_router(name: str, live: LiveModel, metrics: Metrics) -> APIRouter:
                 "content": {
                     "text/plain": {
                         "schema": {"type": "string"},
-                        "examples": {"one": {"value": 'echosight_api_requests_total{status="200"} 42.0'}},
+                        "examples": {
+                            "one": {
+                                "value": 'echosight_api_requests_total{route="/v1/classify",status="200"} 42.0'
+                            }
+                        },
                     }
                 }
             }

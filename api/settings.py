@@ -1,6 +1,9 @@
 """What the model server can be told. Built once, in `__main__`."""
 
-from pydantic import Field
+import ipaddress
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, field_validator
 
 from api.live_settings import LiveSettings
 
@@ -11,6 +14,27 @@ class ApiSettings(LiveSettings):
     api_host: str = Field(default="127.0.0.1", description="address that the API listens on; 0.0.0.0: every one")
     api_port: int = Field(
         default=8000, ge=0, le=65535, description="port that the API listens on; 0: any free one"
+    )
+    api_keys_file: str = Field(
+        default="", description="file of API keys (`echosight keys`), read again when it changes; empty: no keys"
+    )
+    api_open: bool = Field(
+        default=False,
+        description="true: serve everybody without keys, even where others than this machine can ask",
+    )
+    rate_limit: float = Field(
+        default=0.0, ge=0, description="requests a second of one key, or of one address without keys; 0: no limit"
+    )
+    rate_burst_s: float = Field(
+        default=2.0, gt=0, le=3600, description="at once as many requests as the limit allows in so many seconds"
+    )
+    allowed_origins: str = Field(
+        default="", description="comma-separated origins whose web pages may ask: https://a.example; empty: none"
+    )
+    otel_exporter_otlp_endpoint: str = Field(
+        default="",
+        validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="OTLP/HTTP collector for a span a request, needs echosight[otel]; empty: no tracing",
     )
     max_connections: int = Field(
         default=1024, ge=1, description="connections that the API serves at a time; one more is answered by 503"
@@ -81,3 +105,35 @@ class ApiSettings(LiveSettings):
     stop_grace_s: int = Field(
         default=20, ge=1, description="how long requests in flight may take to finish when the API is stopped"
     )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, given: str) -> str:
+        for origin in _listed(given):
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.netloc
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(f"{origin!r} is no origin; use https://host or https://host:port")
+        return given
+
+    @property
+    def origins(self) -> frozenset[bytes]:
+        """`allowed_origins` as browsers send them."""
+        return frozenset(origin.lower().encode() for origin in _listed(self.allowed_origins))
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether nobody beyond this machine can reach the API."""
+        if self.api_host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.api_host).is_loopback
+        except ValueError:
+            return False
+
+
+def _listed(given: str) -> list[str]:
+    return [part.strip() for part in given.split(",") if part.strip()]

@@ -10,22 +10,24 @@ import contextlib
 import time
 
 import orjson
+from starlette.types import Message, Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api import problems
+from api.access import caller_of
+from api.asked import asked_of
 from api.bodies import site_of
 from api.calls import Terms
 from api.classify import decode_posted, encode
-from api.metrics import Metrics
+from api.gate import Gate
+from api.origins import check_origin
 from api.problems import ProblemError
-from api.requests import check_origin
 from api.serving import Serving, not_ready
 from api.settings import ApiSettings
-from api.terms import caller_of
 from services.core.logs import logger
 
 PATH = "/v1/stream"
-IDLE, SLOW = 1000, 1008
+IDLE, BROKEN = 1000, 1008
 """Close codes (RFC 6455, section 7.4.1): normal, and a broken rule. A stopping server closes with 1012."""
 _CLOSE_S = 1.0
 """So long may the reason of an end take to be sent: a client that does not read never gets it."""
@@ -36,13 +38,15 @@ _JSON = {b"content-type": b"application/json"}
 class Stream:
     """The endpoint. Pings, and the size of a message, are the protocol implementation's business."""
 
-    def __init__(self, settings: ApiSettings, serving: Serving, metrics: Metrics) -> None:
+    def __init__(self, settings: ApiSettings, serving: Serving, gate: Gate) -> None:
         self._max_batch = settings.max_batch
         self._max_streams = settings.max_streams
         self._idle_s = settings.stream_idle_s
         self._send_timeout_s = settings.body_timeout_s
         self._serving = serving
-        self._metrics = metrics
+        self._gate = gate
+        self._metrics = gate.metrics
+        self._allowed_origins = settings.origins
         self._num_open = 0
 
     async def serve(self, websocket: WebSocket) -> None:
@@ -50,7 +54,7 @@ class Stream:
         try:
             site = self._admit(websocket)
         except ProblemError as error:
-            await websocket.send_denial_response(problems.response(error, PATH))
+            await websocket.send_denial_response(problems.response(error, websocket.scope))
             return
         self._num_open += 1
         self._metrics.open_streams.set(self._num_open)
@@ -65,7 +69,7 @@ class Stream:
 
     def _admit(self, websocket: WebSocket) -> str:
         """The site of the stream. Raises ProblemError for whom there is no place."""
-        check_origin(dict(websocket.scope["headers"]))
+        check_origin(dict(websocket.scope["headers"]), self._allowed_origins)
         if self._num_open >= self._max_streams:
             raise ProblemError(
                 problems.TOO_MANY_CLIENTS,
@@ -89,31 +93,37 @@ class Stream:
                 return
             if message["type"] == "websocket.disconnect":
                 return
-            answer = await self._answer(message.get("bytes"), message.get("text"), site, terms, index)
+            if not self._gate.is_welcome(websocket.scope):
+                await _close(websocket, BROKEN, "the API key is no longer valid")
+                return
+            answer = await self._answer(websocket.scope, message, site, terms, index)
             try:
                 async with asyncio.timeout(self._send_timeout_s):
                     await websocket.send_text(orjson.dumps(answer).decode())
             except TimeoutError:
-                await _close(websocket, SLOW, "answers are not read")
+                await _close(websocket, BROKEN, "answers are not read")
                 return
             index += 1
 
     async def _answer(
-        self, data: bytes | None, text: str | None, site: str, terms: Terms, index: int
+        self, scope: Scope, message: Message, site: str, terms: Terms, index: int
     ) -> dict[str, object]:
         started_ns = time.perf_counter_ns()
         query = b"site=" + site.encode() if site else b""
+        data, text = message.get("bytes"), message.get("text")
         try:
+            self._gate.take_message(scope)
             model = self._serving.model
             body, headers = (data, _NPY) if data is not None else ((text or "").encode(), _JSON)
             posted = await decode_posted(body, headers, query, model, max_batch=self._max_batch)
             decoded_ns = time.perf_counter_ns()
             answer = await self._serving.predict(model, posted.heatmaps, posted.site, terms)
         except ProblemError as error:
-            return {"index": index, **error.members(PATH)}
+            return {"index": index, **self._problem(scope, error)}
         except Exception as error:
             logger("api").error("frame of a stream failed", exc_info=error)
-            return {"index": index, **problems.unexpected(error).members(PATH)}
+            self._metrics.count_exception(type(error).__name__)
+            return {"index": index, **self._problem(scope, problems.unexpected(error))}
         timing_ms = {
             "decode": (decoded_ns - started_ns) / 1e6,
             "queue": answer.queue_ns / 1e6,
@@ -121,6 +131,10 @@ class Stream:
             "total": (time.perf_counter_ns() - started_ns) / 1e6,
         }
         return {"index": index, **encode(model, posted, answer), "timing_ms": timing_ms}
+
+    def _problem(self, scope: Scope, error: ProblemError) -> dict[str, object]:
+        self._metrics.count_problem(error.kind.name)
+        return error.members(PATH, asked_of(scope).request_id)
 
 
 async def _close(websocket: WebSocket, code: int, reason: str) -> None:

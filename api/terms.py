@@ -4,17 +4,12 @@ from collections.abc import Mapping
 
 from starlette.types import Scope
 
+from api.access import caller_of
 from api.calls import Terms
 from api.problems import BAD_REQUEST_VALUE, ProblemError
 
 TIMEOUT_HEADER = b"x-timeout-ms"
 _MAX_DIGITS = 9
-
-
-def caller_of(scope: Scope) -> str:
-    """The address of whoever asks."""
-    client = scope.get("client")
-    return client[0] if client else ""
 
 
 def terms_of(scope: Scope, headers: Mapping[bytes, bytes], started_ns: int) -> Terms:

@@ -46,12 +46,20 @@ class Prediction:
 class Client:
     """Keeps a connection open. For one thread at a time; make one for each."""
 
-    def __init__(self, url: str = "http://127.0.0.1:8000", *, timeout_s: float = 30.0, retries: int = 4) -> None:
-        """Nothing is sent yet. retries: how often a busy or unreachable server is asked again.
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        timeout_s: float = 30.0,
+        retries: int = 4,
+        api_key: str = "",
+    ) -> None:
+        """Nothing is sent yet. retries: how often a busy or unreachable server is asked again. api_key: as
+        `echosight keys add` printed it, "" for a server without keys.
 
-        Raises UnreachableError for a URL that cannot be one.
+        Raises UnreachableError for a URL that cannot be one, RefusedError for a key that cannot be one.
         """
-        self._connection = Connection(url, timeout_s=timeout_s, retries=retries)
+        self._connection = Connection(url, timeout_s=timeout_s, retries=retries, api_key=api_key)
 
     def __enter__(self) -> Self:
         return self

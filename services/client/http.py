@@ -3,13 +3,14 @@
 import http.client
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from services.client.errors import ClientError, UnreachableError, error_from
+from services.client.errors import ClientError, RefusedError, UnreachableError, error_from
 
 BUSY = (429, 503)
 MAX_RETRY_AFTER_S = 30.0
@@ -19,8 +20,15 @@ _FIRST_PAUSE_S = 0.25
 class Connection:
     """To one server. For one thread at a time."""
 
-    def __init__(self, url: str, *, timeout_s: float, retries: int) -> None:
-        """Nothing is sent yet. Raises UnreachableError for what is no URL of HTTP."""
+    def __init__(self, url: str, *, timeout_s: float, retries: int, api_key: str = "") -> None:
+        """Nothing is sent yet. api_key: sent with every request, "" for none.
+
+        Raises UnreachableError for what is no URL of HTTP, RefusedError for what cannot be a key.
+        """
+        if not re.fullmatch(r"[!-~]*", api_key):  # the key itself is not for messages
+            raise RefusedError(
+                "the API key has spaces or characters beyond ASCII", remedy="give it as it was printed"
+            )
         parts = urlsplit(url if "//" in url else f"http://{url}")
         try:
             port = parts.port
@@ -32,6 +40,7 @@ class Connection:
         self.scheme, self.host, self.port = parts.scheme, parts.hostname, port
         self.prefix = parts.path.rstrip("/")
         self.timeout_s = timeout_s
+        self.headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._retries = retries
         kind = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
         self._http = kind(self.host, port, timeout=timeout_s)
@@ -57,7 +66,7 @@ class Connection:
         """
         for attempt in range(self._retries + 1):
             try:
-                response, content = self._once(method, path, body, dict(headers or {}))
+                response, content = self._once(method, path, body, self.headers | dict(headers or {}))
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if attempt == self._retries:

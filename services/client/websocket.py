@@ -75,10 +75,11 @@ class WebSocket:
         head = (
             f"GET {to.prefix}{path} HTTP/1.1\r\nHost: {host}{f':{to.port}' if to.port else ''}\r\n"
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Key: {key.decode()}\r\n\r\n"
+            f"Sec-WebSocket-Key: {key.decode()}\r\n"
         )
+        own = "".join(f"{name}: {value}\r\n" for name, value in to.headers.items())
         try:
-            self._socket.sendall(head.encode())
+            self._socket.sendall(f"{head}{own}\r\n".encode())
             # Unbuffered: what follows the head of the answer belongs to the first message.
             response = _Handshake(self._socket)
             response.begin()

@@ -25,6 +25,12 @@ def classify(
     ],
     site: Annotated[str, typer.Option(help="Site that the frames are of. Default: none.")] = "",
     url: Annotated[str, typer.Option(help="Address of the API.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str,
+        typer.Option(
+            envvar="ECHOSIGHT_API_KEY", help="Key of the API; better in the environment than on the line."
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Classify the heatmaps in FILES by a running server.
@@ -37,7 +43,7 @@ def classify(
         fail(RecordingError(f"no .npy file at {', '.join(files)}", remedy="name files, folders or patterns"))
     rows: list[dict[str, Any]] = []
     try:
-        with Client(url) as client:
+        with Client(url, api_key=api_key) as client:
             for batch in _batches(_frames(paths)):
                 rows += _ask(client, batch, site)
     except ClientError as error:
@@ -113,6 +119,8 @@ def _ask(client: Client, batch: list[Frame], site: str) -> list[dict[str, Any]]:
             [client.classify(heatmaps[0], site=site)] if one else client.classify_many(heatmaps, site=site)
         )
     except RefusedError as error:
+        if error.status in (401, 403):
+            raise  # the key is at fault, not a frame
         if len(batch) == 1:
             return [batch[0][0] | {"problem": str(error)}]
         return [row for frame in batch for row in _ask(client, [frame], site)]

@@ -2,7 +2,10 @@
 
 import asyncio
 import gzip
+import shutil
+import subprocess
 import threading
+import time
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -94,6 +98,7 @@ async def test_a_problem_names_value_remedy_and_place(client: httpx.AsyncClient)
         "detail": "heatmap shape is (4, 3)",
         "remedy": "send (2, 4, 3) for one frame, (batch, 2, 4, 3) for several",
         "instance": "/v1/classify",
+        "request_id": answer.headers["x-request-id"],
     }
 
 
@@ -183,7 +188,10 @@ async def test_a_crash_outside_the_hot_route_is_a_counted_problem_too(tmp_path: 
 
         answer = await client.get("/crash")
         assert (answer.status_code, answer.json()["detail"]) == (500, "RuntimeError while answering")
-        assert 'echosight_api_requests_total{status="500"} 1.0' in (await client.get("/metrics")).text
+        metrics = (await client.get("/metrics")).text
+        assert 'echosight_api_requests_total{route="/crash",status="500"} 1.0' in metrics
+        assert 'echosight_api_exceptions_total{type="RuntimeError"} 1.0' in metrics
+        assert 'echosight_api_problems_total{kind="internal"} 1.0' in metrics
 
 
 async def test_without_a_model_it_is_alive_but_not_ready_and_says_what_it_waits_for(tmp_path: Path) -> None:
@@ -228,28 +236,67 @@ async def test_models_shows_versions_aliases_metrics_parity_and_history(tmp_path
     assert [row["by"] for row in shown["history"]][-2:] == ["trainer", "test"]
 
 
-async def test_metrics_count_requests_inferences_and_the_live_version(client: httpx.AsyncClient) -> None:
+async def test_metrics_count_requests_problems_inferences_and_the_live_version(client: httpx.AsyncClient) -> None:
     await client.post("/v1/classify", content=npy(heatmap(2, *SHAPE)), headers=NPY)
     await client.post("/v1/classify", content=b"")
+    await client.get("/v1/models/7")
     await client.get("/nothing")
-    families = text_string_to_metric_families((await client.get("/metrics")).text)
+    text = (await client.get("/metrics")).text
     values = {
-        (sample.name, sample.labels.get("status", "")): sample.value
-        for family in families
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    assert values["echosight_api_requests_total", "200"] == 1
-    assert values["echosight_api_requests_total", "400"] == 1
-    assert values["echosight_api_requests_total", "404"] == 1
-    assert values["echosight_api_frames_total", ""] == 2
-    assert values["echosight_api_inference_seconds_count", ""] == 1
-    assert values["echosight_api_live_model_version", ""] == 1
-    assert values["echosight_api_model_swaps_total", ""] == 1
+    assert values["echosight_api_requests_total", "/v1/classify", "200"] == 1
+    assert values["echosight_api_requests_total", "/v1/classify", "400"] == 1
+    assert values["echosight_api_requests_total", "/v1/models/{version}", "404"] == 1
+    assert values["echosight_api_requests_total", "none", "404"] == 1
+    assert values["echosight_api_request_duration_seconds_count", "/v1/classify"] == 2
+    assert values["echosight_api_problems_total", "unreadable-body"] == 1
+    assert values["echosight_api_problems_total", "not-finite"] == 0
+    assert values["echosight_api_frames_total",] == 2
+    assert values["echosight_api_inference_seconds_count",] == 1
+    assert values["echosight_api_live_model_version",] == 1
+    assert time.time() - values["echosight_api_live_model_age_seconds",] == pytest.approx(1.0, abs=5.0)
+    assert values["echosight_api_model_swaps_total",] == 1
+    assert f'echosight_build_info{{onnxruntime_version="{onnxruntime.__version__}"' in text
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+async def test_promtool_finds_nothing_to_complain_about(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/classify", content=npy(heatmap()), headers=NPY)
+    text = (await client.get("/metrics")).text
+    done = await asyncio.to_thread(
+        subprocess.run, ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+async def test_started_alive_and_ready_are_three_questions(tmp_path: Path) -> None:
+    registry = registry_of(tmp_path)
+    registry.dir.parent.mkdir(parents=True)
+    registry.dir.write_text("no folder")  # the look into the registry fails, again and again
+    async with serving(tmp_path) as (app, client):
+
+        async def probe() -> list[int]:
+            return [(await client.get(path)).status_code for path in ("/livez", "/startupz", "/readyz")]
+
+        await until(lambda: "the registry" in app.state.live.waiting_for)
+        assert await probe() == [200, 503, 503]
+        assert (await client.get("/startupz")).json()["type"] == "urn:echosight:problem:starting"
+        registry.dir.unlink()
+        await until(lambda: app.state.live.has_looked)
+        assert await probe() == [200, 200, 503]
+        publish_champion(registry)
+        await until(lambda: app.state.live.is_ready)
+        assert await probe() == [200, 200, 200]
+        app.state.live.is_stopping = True
+        assert await probe() == [200, 200, 503]
 
 
 async def test_the_root_and_the_docs_tell_where_to_go(client: httpx.AsyncClient) -> None:
     root = (await client.get("/")).json()
-    for name in ("models", "docs", "openapi", "alive", "ready", "metrics"):
+    for name in ("models", "docs", "openapi", "alive", "started", "ready", "metrics"):
         assert (await client.get(root["links"][name])).status_code == 200
 
 
@@ -272,9 +319,9 @@ async def test_the_schema_documents_bodies_examples_and_every_problem(client: ht
     }
     assert classify["requestBody"]["content"]["application/json"]["examples"]
     statuses = {int(status) for status in classify["responses"]}
-    assert statuses == {200} | {kind.status for kind in KINDS} - {403, 404, 405, 409, 426}
+    assert statuses == {200} | {kind.status for kind in KINDS} - {404, 405, 409, 426}
     assert "application/problem+json" in classify["responses"]["422"]["content"]
-    assert {"/", "/livez", "/readyz", "/v1/models", "/metrics"} < set(schema["paths"])
+    assert {"/", "/livez", "/startupz", "/readyz", "/v1/models", "/metrics"} < set(schema["paths"])
 
 
 def test_no_request_makes_a_server_error(tmp_path: Path) -> None:

@@ -10,12 +10,18 @@ import httpx
 import orjson
 import pytest
 
+from api.access import Access
+from api.gate import Gate
 from api.listeners import EventStream, Listeners, Wish
 from api.metrics import Metrics
 from api.models import LiveModel
 from api.settings import ApiSettings
 from services.core.streams import EventLog
 from tests.api.tiny import listening, serving
+
+
+def gate_of(settings: ApiSettings) -> Gate:
+    return Gate(settings, Access(settings), Metrics(), None)
 
 
 class Heard:
@@ -125,7 +131,7 @@ async def test_a_stopping_server_ends_its_listeners(tmp_path: Path, redis_url: s
 
 async def test_a_client_that_reads_nothing_gives_its_place_back(tmp_path: Path, redis_url: str) -> None:
     read = ApiSettings.read(data_dir=tmp_path, redis_url=redis_url, body_timeout_s=0.05)
-    listeners = Listeners(read, LiveModel(), Metrics())
+    listeners = Listeners(read, LiveModel(), gate_of(read))
 
     async def never(*_: object) -> Any:
         await asyncio.Event().wait()
@@ -140,7 +146,7 @@ async def test_a_past_that_cannot_be_read_ends_the_answer_instead_of_leaving_a_g
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     read = ApiSettings.read(data_dir=tmp_path, redis_url=f"redis://127.0.0.1:{port}")
-    listeners = Listeners(read, LiveModel(), Metrics())
+    listeners = Listeners(read, LiveModel(), gate_of(read))
     async with asyncio.timeout(10.0):
         lines = [line async for line in listeners.lines(listeners.join(Wish()), "0-0")]
     assert [line[:6] for line in lines] == [b"retry:"]
@@ -153,8 +159,8 @@ def prediction(site: str, seq: int) -> tuple[str, dict[str, Any]]:
 
 async def test_predictions_come_by_kind_and_site_and_never_crowd_out_events(tmp_path: Path) -> None:
     read = ApiSettings.read(data_dir=tmp_path, redis_url="redis://127.0.0.1:1")
-    metrics = Metrics()
-    listeners = Listeners(read, LiveModel(), metrics)
+    gate = gate_of(read)
+    listeners = Listeners(read, LiveModel(), gate)
     wishes = {
         "all": Wish(),
         "north": Wish(sites=frozenset({"north"})),
@@ -168,7 +174,7 @@ async def test_predictions_come_by_kind_and_site_and_never_crowd_out_events(tmp_
     assert [len(events) for events in heard.values()] == [129, 129, 1]
     assert {event.get("site") for event in heard["north"]} == {"north", None}
     assert all(events[-1]["kind"] == "model_live" for events in heard.values())
-    unheard = metrics.registry.get_sample_value("echosight_api_unheard_predictions_total")
+    unheard = gate.metrics.registry.get_sample_value("echosight_api_unheard_predictions_total")
     assert unheard == 300 - 128 + 150 - 128
     assert not listeners._overflown
     await listeners.close()
@@ -176,7 +182,7 @@ async def test_predictions_come_by_kind_and_site_and_never_crowd_out_events(tmp_
 
 async def test_a_prediction_has_no_id_so_that_the_last_event_stays_the_last(tmp_path: Path) -> None:
     read = ApiSettings.read(data_dir=tmp_path, redis_url="redis://127.0.0.1:1")
-    listeners = Listeners(read, LiveModel(), Metrics())
+    listeners = Listeners(read, LiveModel(), gate_of(read))
     queue = listeners.join(Wish())
     listeners._hand_out(prediction("north", 7))
     lines = listeners.lines(queue, "")

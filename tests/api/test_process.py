@@ -15,31 +15,34 @@ import pytest
 from tests.api.tiny import export_command, heatmap, npy, publish_champion, registry_of
 from tests.system.conftest import wait_for
 
+LOG = "api.log"
+"""Below the data folder of an `api_process`."""
+
 
 @contextmanager
 def api_process(
     data_dir: Path, *, wait_until: str = "model live", **environment: str
-) -> Iterator[tuple[subprocess.Popen[str], int]]:
+) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
     """A running API on a free port; yields the process and its port, once the log says `wait_until`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "api", "--port", "0"],
-        env=os.environ | {"ECHOSIGHT_DATA_DIR": str(data_dir), "REDIS_URL": ""} | environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
+    log_path = data_dir / LOG
+    with log_path.open("w") as log:  # a pipe that nobody empties would block the server
+        process = subprocess.Popen(
+            [sys.executable, "-m", "api", "--port", "0"],
+            env=os.environ | {"ECHOSIGHT_DATA_DIR": str(data_dir), "REDIS_URL": ""} | environment,
+            stderr=log,
+        )
+
+    def has_begun() -> bool:
+        seen = log_path.read_text()
+        assert process.poll() is None, seen
+        return wait_until in seen and "http://127.0.0.1:" in seen
+
     try:
-        seen, port = "", 0
-        while not (port and wait_until in seen):
-            line = process.stderr.readline()
-            assert line, seen
-            seen += line
-            if "http://127.0.0.1:" in line:
-                port = int(line.split("http://127.0.0.1:")[1].split()[0])
-        yield process, port
+        wait_for(has_begun, timeout_s=60, what="the API")
+        yield process, int(log_path.read_text().split("http://127.0.0.1:")[1].split()[0])
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def test_the_server_imports_neither_torch_nor_the_trainer() -> None:
@@ -50,7 +53,10 @@ def test_the_server_imports_neither_torch_nor_the_trainer() -> None:
     assert not imported & {"torch", "torchvision", "trainer"}
 
 
-@pytest.mark.parametrize(("name", "value"), [("ECHOSIGHT_API_PORT", "many"), ("REDIS_URL", "nonsense://x")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ECHOSIGHT_API_PORT", "many"), ("REDIS_URL", "nonsense://x"), ("ECHOSIGHT_API_HOST", "192.0.2.7")],
+)
 def test_a_bad_setting_ends_the_process_with_its_name(name: str, value: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "api"],
@@ -83,8 +89,7 @@ def test_a_connection_lives_through_refusals_and_sigterm_lets_the_last_request_f
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200 OK")
         assert process.wait(timeout=20.0) == 0
-        assert process.stderr is not None
-        assert "stopped" in process.stderr.read()
+        assert "stopped" in (tmp_path / LOG).read_text()
 
 
 def test_an_export_dies_with_a_server_that_is_killed(tmp_path: Path) -> None:

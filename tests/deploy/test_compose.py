@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from api.access import Access
 from api.settings import ApiSettings
 from services.cli import app
+from services.core.errors import SettingsError
 from services.core.settings import CoreSettings, environment_name
 from services.ingest.settings import IngestSettings
 from services.sensors.settings import SensorsSettings
@@ -105,6 +107,14 @@ def test_only_the_api_is_published_and_only_to_this_machine_unless_asked() -> No
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"api": ["${ECHOSIGHT_API_HOST:-127.0.0.1}:${ECHOSIGHT_API_PORT:-8000}:8000"]}
     assert SERVICES["api"]["environment"]["ECHOSIGHT_API_PORT"] == "8000"
+
+
+def test_api_is_open_by_its_own_word_while_only_this_machine_can_ask() -> None:
+    environment = SERVICES["api"]["environment"]
+    assert environment["ECHOSIGHT_API_OPEN"] == "${ECHOSIGHT_API_OPEN:-true}"
+    with pytest.raises(SettingsError):
+        Access(ApiSettings.read(api_host=environment["ECHOSIGHT_API_HOST"]))
+    assert not Access(ApiSettings.read(api_host=environment["ECHOSIGHT_API_HOST"], api_open=True)).is_on
 
 
 def test_api_may_finish_what_is_in_flight_before_it_is_killed() -> None:

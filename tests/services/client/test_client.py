@@ -23,6 +23,7 @@ from services.client import (
     UnreachableError,
 )
 from services.client.http import pause_s
+from services.core.keys import KeyFile, write_keys
 from services.core.streams import Publisher, stream_key
 from tests.api.tiny import SHAPE, heatmap, listening, probability_of, publish_champion, registry_of, until
 from tests.conftest import radar_frame
@@ -235,3 +236,33 @@ def test_it_needs_numpy_and_the_standard_library_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= {"numpy", "services"}
+
+
+async def test_a_key_goes_with_requests_and_streams_and_without_it_both_are_refused(tmp_path: Path) -> None:
+    file, key = KeyFile().added("north", ("predict",), requests_per_s=None)
+    write_keys(tmp_path / "keys.json", file)
+    publish_champion(registry_of(tmp_path))
+    async with listening(tmp_path, api_keys_file=str(tmp_path / "keys.json")) as (app, address):
+        await until(lambda: app.state.live.is_ready)
+
+        def ask(api_key: str, use: Callable[[Client], T]) -> T:
+            with Client(f"http://{address}", retries=0, api_key=api_key) as client:
+                return use(client)
+
+        def stream(client: Client) -> str:
+            with client.stream() as stream:
+                return next(stream.classify([heatmap()])).label
+
+        for use in (lambda client: client.classify(heatmap()).label, stream):
+            assert await asyncio.to_thread(ask, key, use) == "pedestrian"
+            for wrong in ("", key[:-1]):
+                with pytest.raises(RefusedError, match="API key") as caught:
+                    await asyncio.to_thread(ask, wrong, use)
+                assert (caught.value.status, caught.value.kind) == (401, "no-key")
+
+
+@pytest.mark.parametrize("wrong", ["es_a\r\nx: y", "es a", "schlüssel"])
+def test_what_cannot_be_a_key_is_said_before_it_is_sent_and_not_shown(wrong: str) -> None:
+    with pytest.raises(RefusedError, match="API key has") as caught:
+        Client(api_key=wrong)
+    assert wrong not in str(caught.value)

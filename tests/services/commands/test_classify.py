@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli import app
+from services.core.keys import KeyFile, write_keys
 from tests.api.test_process import api_process
 from tests.api.tiny import SHAPE, heatmap, publish_champion, registry_of
 
@@ -87,3 +88,19 @@ def test_nothing_to_classify_and_nobody_to_ask_are_said(folder: Path) -> None:
     assert run(str(folder / "*.png"))[0] == 2
     status, _ = run(str(folder), "--url", "nonsense://")
     assert status == 2
+
+
+def test_a_server_with_keys_is_asked_with_the_key_of_the_option_or_the_environment(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = tmp_path_factory.mktemp("data")
+    publish_champion(registry_of(data_dir))
+    file, key = KeyFile().added("north", ("predict",), requests_per_s=None)
+    write_keys(data_dir / "keys.json", file)
+    with api_process(data_dir, ECHOSIGHT_API_KEYS_FILE=str(data_dir / "keys.json")) as (_, port):
+        arguments = [str(folder), "--url", f"http://127.0.0.1:{port}"]
+        status, output = run(*arguments)
+        assert (status, "no API key was sent" in " ".join(output.split())) == (2, True)
+        assert run(*arguments, "--api-key", key)[0] == 0
+        monkeypatch.setenv("ECHOSIGHT_API_KEY", key)
+        assert run(*arguments)[0] == 0
