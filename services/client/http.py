@@ -40,6 +40,7 @@ class Connection:
         self.scheme, self.host, self.port = parts.scheme, parts.hostname, port
         self.prefix = parts.path.rstrip("/")
         self.timeout_s = timeout_s
+        self._api_key = api_key
         self.headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._retries = retries
         kind = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
@@ -86,7 +87,7 @@ class Connection:
 
     def another(self) -> "Connection":
         """One more to the same server."""
-        return Connection(self.url, timeout_s=self.timeout_s, retries=self._retries)
+        return Connection(self.url, timeout_s=self.timeout_s, retries=self._retries, api_key=self._api_key)
 
     def listen(self, path: str) -> http.client.HTTPResponse:
         """The good answer to GET, whose body is still to come, as long as this connection is open.
@@ -94,7 +95,7 @@ class Connection:
         Raises ClientError; it is not tried again.
         """
         try:
-            self._http.request("GET", self.prefix + path)
+            self._http.request("GET", self.prefix + path, headers=self.headers)
             response = self._http.getresponse()
             problem = response.read() if response.status >= 400 else b""
         except (OSError, http.client.HTTPException) as error:

@@ -25,6 +25,12 @@ _PAUSE_S = 1.0
 def watch(
     site: Annotated[list[str] | None, typer.Option(help="Site; repeat for several. Default: all.")] = None,
     url: Annotated[str, typer.Option(help="Address of the API.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str,
+        typer.Option(
+            envvar="ECHOSIGHT_API_KEY", help="Key of the API; better in the environment than on the line."
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print each prediction as a line of JSON.")] = False,
     num: Annotated[int | None, typer.Option(min=1, help="End after so many predictions.")] = None,
 ) -> None:
@@ -44,10 +50,10 @@ def watch(
     board = Board()
     try:
         if as_json or not console.is_terminal:
-            _follow(board, url, site or [], num=num, as_json=as_json)
+            _follow(board, url, api_key, site or [], num=num, as_json=as_json)
         else:
             with Live(get_renderable=board.table, console=console, refresh_per_second=4):
-                _follow(board, url, site or [], num=num, is_silent=True)
+                _follow(board, url, api_key, site or [], num=num, is_silent=True)
     except KeyboardInterrupt:
         return
     except ClientError as error:
@@ -55,14 +61,24 @@ def watch(
 
 
 def _follow(
-    board: "Board", url: str, sites: list[str], *, num: int | None, as_json: bool = False, is_silent: bool = False
+    board: "Board",
+    url: str,
+    api_key: str,
+    sites: list[str],
+    *,
+    num: int | None,
+    as_json: bool = False,
+    is_silent: bool = False,
 ) -> None:
     """Until `num` have come. Raises ClientError if the server does not answer at the start, or refuses."""
     left = num
     has_begun = False
     while True:
         try:
-            with Client(url, retries=0) as client, client.events(kinds=["prediction"], sites=sites) as events:
+            with (
+                Client(url, retries=0, api_key=api_key) as client,
+                client.events(kinds=["prediction"], sites=sites) as events,
+            ):
                 has_begun, board.trouble = True, ""
                 for event in events:
                     board.take_in(event)

@@ -259,6 +259,10 @@ async def test_a_key_goes_with_requests_and_streams_and_without_it_both_are_refu
                 with pytest.raises(RefusedError, match="API key") as caught:
                     await asyncio.to_thread(ask, wrong, use)
                 assert (caught.value.status, caught.value.kind) == (401, "no-key")
+        with pytest.raises(RefusedError, match="API key"):
+            await asyncio.to_thread(ask, "", lambda client: client.events())
+        with pytest.raises(UnavailableError, match="REDIS_URL"):  # let in, and told what there is not
+            await asyncio.to_thread(ask, key, lambda client: client.events())
 
 
 @pytest.mark.parametrize("wrong", ["es_a\r\nx: y", "es a", "schlüssel"])
