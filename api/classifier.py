@@ -25,7 +25,11 @@ INPUTS = ("heatmap", "site")
 OUTPUTS = ("probabilities", "embedding")
 UNKNOWN_SCORE = "unknown_score"
 MAX_SUM_ERROR = 1e-3
+BATCH = 8
+"""Frames of the calls that tell what batching is worth."""
 _WARM_CALLS = 5
+_WARM_BUDGET_S = 1.0
+"""A large network is timed by fewer calls, at least one of a kind."""
 
 ort.set_default_logger_severity(4)  # what fails is raised as well
 
@@ -38,12 +42,12 @@ class Classifier:
         self.version = manifest.version
         self.contract = manifest.input
         self.classes = manifest.classes
+        self.threads = 1
+        """Cores that one call keeps busy."""
         self.frame_ms = 0.0
         """Median time of a call with one frame; known once it is warm."""
-        self.threads = 1
-        """Cores that one call takes."""
-        self.batch_gain = 1.0
-        """How many times cheaper a frame is in a batch of 8 than alone."""
+        self.batch_ms = 0.0
+        """Median time of a call with BATCH frames; known once it is warm."""
         self.outputs: dict[str, npt.NDArray[Any]] = {node.name: np.empty(0) for node in session.get_outputs()}
         """Every output of the graph, as it is for no frames: (0, ...), of its dtype; known once it is warm."""
         self.unknown_threshold = manifest.unknown_threshold
@@ -71,6 +75,11 @@ class Classifier:
         classifier = cls(session, manifest)
         classifier._warm()
         return classifier
+
+    @property
+    def batch_gain(self) -> float:
+        """How much faster a frame is in a batch of BATCH than alone: 1.0 where batching is worth nothing."""
+        return BATCH * self.frame_ms / self.batch_ms if self.batch_ms else 1.0
 
     def site(self, name: str) -> tuple[int, bool]:
         """The graph's index of a site, and whether it is known. Index 0 is any other site."""
@@ -109,12 +118,18 @@ class Classifier:
                 self._probe(heatmaps, site_index)
         values = self.run(probe, self._one_site[0], tuple(self.outputs))
         self.outputs = {name: value[:0] for name, value in zip(self.outputs, values, strict=True)}
-        times_ns = []
-        for _ in range(_WARM_CALLS):
-            started_ns = time.perf_counter_ns()
-            self.predict(probe, 0)
-            times_ns.append(time.perf_counter_ns() - started_ns)
-        self.frame_ms = statistics.median(times_ns) / 1e6
+        self.frame_ms = self._median_ms(probe)
+        self.batch_ms = self._median_ms(np.repeat(probe, BATCH, axis=0))
+
+    def _median_ms(self, heatmaps: npt.NDArray[np.float32]) -> float:
+        """Of a few calls, after one that does not count: it sizes the buffers for the batch."""
+        self.predict(heatmaps, 0)
+        times_s: list[float] = []
+        while len(times_s) < _WARM_CALLS and sum(times_s) < _WARM_BUDGET_S:
+            started_s = time.perf_counter()
+            self.predict(heatmaps, 0)
+            times_s.append(time.perf_counter() - started_s)
+        return statistics.median(times_s) * 1e3
 
     def _probe(self, heatmaps: npt.NDArray[np.float32], site_index: int) -> None:
         num_frames = len(heatmaps)
