@@ -100,6 +100,7 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
             store_dir=settings.store_dir,
             timeout_s=settings.export_timeout_s,
             threads=settings.export_threads,
+            int8=settings.export_int8,
         )
         promoter = Promoter(
             registry,

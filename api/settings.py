@@ -57,6 +57,9 @@ class ApiSettings(LiveSettings):
     export_threads: int = Field(
         default=1, ge=1, description="threads of the export child, which runs at low priority beside the serving"
     )
+    export_int8: bool = Field(
+        default=True, description="an export makes an int8 graph as well, kept only if it is as accurate"
+    )
     max_waiting_frames: int = Field(
         default=512, ge=1, description="frames that may wait for the model; who asks for more is answered by 429"
     )
