@@ -21,6 +21,7 @@ from api.embed import Embed
 from api.endpoint import Endpoint
 from api.engine import Limits
 from api.events import Events
+from api.execution import Execution
 from api.exporter import DEFAULT_COMMAND, Exporter
 from api.infer import Infer, is_infer
 from api.labels import LabelPublisher
@@ -39,6 +40,7 @@ from api.settings import ApiSettings
 from api.stream import PATH as STREAM_PATH
 from api.stream import Stream
 from api.versions import Versions
+from services.core.logs import logger
 from services.core.registry import Registry
 
 
@@ -76,11 +78,13 @@ class Api(FastAPI):
 def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT_COMMAND) -> FastAPI:
     """The server for `settings.model_name`. export_command: what runs an export, before its arguments."""
     live, metrics = LiveModel(), Metrics()
+    cores = available_cores()
+    execution = Execution(settings.execution, data_dir=settings.data_dir, cores=cores, log=logger("api"))
     registry = Registry(settings.registry_dir, settings.model_name)
     serving = Serving(
         live,
         metrics,
-        threads=settings.inference_threads or available_cores(),
+        threads=settings.inference_threads or cores,
         in_loop_below_ms=settings.in_loop_below_ms,
         limits=Limits(
             max_rows=settings.max_batch,
@@ -115,6 +119,7 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
                 shadow_min_agreement=settings.shadow_min_agreement,
             ),
             poll_interval_s=settings.poll_interval_s,
+            load=execution.load,
         )
         tasks = [
             asyncio.create_task(promoter.run()),
@@ -139,7 +144,7 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
             events.close()
 
     reader = BodyReader(settings)
-    versions = Versions(registry, live, max_loaded=settings.max_loaded_versions)
+    versions = Versions(registry, live, max_loaded=settings.max_loaded_versions, load=execution.load)
     event_listeners = Listeners(settings, live, metrics)
     is_live = settings.live and bool(settings.redis_url)
     streamed = LiveMetrics(metrics.registry) if is_live else None
