@@ -31,6 +31,12 @@ INT8 = Int8(is_kept=True, why="as good")
 EXACT, COARSE = "cpu-fp32", "cpu-int8"
 
 
+@pytest.fixture(autouse=True)
+def plain_onnxruntime(monkeypatch) -> None:
+    """Whichever onnxruntime is installed: two candidates, whose times the tests give."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+
+
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     return registry_of(tmp_path)
@@ -181,8 +187,7 @@ def test_the_stop_watch_times_both_batch_sizes(registry) -> None:
     assert row.max_error < 1e-6
 
 
-def test_an_execution_that_cannot_be_had_ends_the_start(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+def test_an_execution_that_cannot_be_had_ends_the_start(tmp_path) -> None:
     with pytest.raises(SettingsError, match="install onnxruntime-openvino"):
         new_execution(tmp_path, "openvino-int8")
     with pytest.raises(SettingsError, match="ECHOSIGHT_EXECUTION"):
