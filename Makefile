@@ -5,12 +5,13 @@ BIN := .venv/bin
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 export UV_CUSTOM_COMPILE_COMMAND := make lock
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
+WITHOUT_ONNXRUNTIME := $(UV) pip uninstall --quiet --python $(BIN)/python onnxruntime onnxruntime-openvino
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11
-LOCKED := core sensors torch trainer evaluation api run dev
+LOCKED := core sensors torch trainer evaluation api openvino run dev
 
 .PHONY: run test check lock bench clean help
 
-run: .venv/.run ## set up, then run the whole system on a simulated site (Ctrl-C stops it)
+run: .venv/.run $(if $(OPENVINO),.venv/.openvino) ## set up, then run the whole system on a simulated site (Ctrl-C stops it); OPENVINO=1
 	@$(BIN)/echosight up $(ARGS)
 
 test: .venv/.dev check ## set up, then lint, types, import directions and all tests
@@ -44,6 +45,13 @@ help:
 # Each stamp is newer than the requirements that it stands for.
 .venv/.%: requirements/%.txt pyproject.toml | .venv/bin/python
 	@echo "setting up .venv from $< (the learning framework is large; this takes a while once)"
+	$(if $(wildcard .venv/.openvino),$(WITHOUT_ONNXRUNTIME) && rm .venv/.openvino)
 	$(INSTALL) --require-hashes -r $<
 	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The other onnxruntime: both own the same module, so one goes before the other comes.
+.venv/.openvino: requirements/openvino.txt .venv/.run
+	$(WITHOUT_ONNXRUNTIME)
+	$(INSTALL) --require-hashes -r $<
 	@touch $@

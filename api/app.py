@@ -23,6 +23,7 @@ from api.embed import Embed
 from api.endpoint import Endpoint
 from api.engine import Limits
 from api.events import Events
+from api.execution import Execution
 from api.exporter import DEFAULT_COMMAND, Exporter
 from api.gate import Gate
 from api.infer import Infer, is_infer
@@ -43,6 +44,7 @@ from api.stream import PATH as STREAM_PATH
 from api.stream import Stream
 from api.tracing import Tracing, make_tracing
 from api.versions import Versions
+from services.core.logs import logger
 from services.core.registry import Registry
 
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
@@ -90,11 +92,13 @@ def create_app(
     live, metrics, access = LiveModel(), Metrics(), Access(settings)
     tracing = make_tracing(settings)
     gate = Gate(settings, access, metrics, tracing)
+    cores = available_cores()
+    execution = Execution(settings.execution, data_dir=settings.data_dir, cores=cores, log=logger("api"))
     registry = Registry(settings.registry_dir, settings.model_name)
     serving = Serving(
         live,
         metrics,
-        threads=settings.inference_threads or available_cores(),
+        threads=settings.inference_threads or cores,
         in_loop_below_ms=settings.in_loop_below_ms,
         limits=Limits(
             max_rows=settings.max_batch,
@@ -114,6 +118,7 @@ def create_app(
             store_dir=settings.store_dir,
             timeout_s=settings.export_timeout_s,
             threads=settings.export_threads,
+            int8=settings.export_int8,
         )
         promoter = Promoter(
             registry,
@@ -128,6 +133,7 @@ def create_app(
                 shadow_min_agreement=settings.shadow_min_agreement,
             ),
             poll_interval_s=settings.poll_interval_s,
+            load=execution.load,
         )
         tasks = [
             asyncio.create_task(promoter.run()),
@@ -155,7 +161,7 @@ def create_app(
                 await asyncio.to_thread(tracing.close)
 
     reader = BodyReader(settings)
-    versions = Versions(registry, live, max_loaded=settings.max_loaded_versions)
+    versions = Versions(registry, live, max_loaded=settings.max_loaded_versions, load=execution.load)
     event_listeners = Listeners(settings, live, gate)
     is_live = settings.live and bool(settings.redis_url)
     streamed = LiveMetrics(metrics.registry) if is_live else None

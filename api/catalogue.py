@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
+from api.classifier import Classifier
 from api.models import LiveModel
 from api.openapi import example, problem_responses
 from api.problems import CONFLICT, NO_SUCH_MODEL, ProblemError
@@ -17,8 +18,23 @@ from services.core.registry import MODEL_FILE, Registry
 _Version = Annotated[int, Path(ge=1, lt=2**53, description="as GET /v1/models lists it")]
 
 
+class LiveExecution(BaseModel):
+    """variant: graph and provider, as ECHOSIGHT_EXECUTION names them. threads: cores of one call.
+
+    The times are medians of calls with one frame and with eight, when it was warmed.
+    """
+
+    variant: str
+    threads: int
+    frame_ms: float
+    batch_ms: float
+
+
 class ModelVersion(BaseModel):
-    """One version as its manifest describes it. problem: why the manifest cannot be read, "" if it can."""
+    """One version as its manifest describes it. problem: why the manifest cannot be read, "" if it can.
+
+    execution: what runs it, of the live version only.
+    """
 
     version: int
     is_live: bool
@@ -32,6 +48,8 @@ class ModelVersion(BaseModel):
     sites: list[str] = []
     metrics: dict[str, Any] = {}
     parity: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
+    execution: LiveExecution | None = None
 
 
 class Move(BaseModel):
@@ -88,6 +106,8 @@ _VERSION_EXAMPLE = {
     "sites": ["", "north"],
     "metrics": {"probe": {"accuracy": 0.91}},
     "parity": {"num_frames": 8, "max_abs_probability_error": 9e-8, "max_allowed": 0.001},
+    "int8": {"is_kept": True, "num_frames": 600, "accuracy_fp32": 0.902, "accuracy_int8": 0.905},
+    "execution": {"variant": "cpu-int8", "threads": 1, "frame_ms": 0.57, "batch_ms": 3.8},
 }
 _MOVE_EXAMPLE = {
     "at_s": 1712000000.25,
@@ -118,7 +138,7 @@ def make_router(live: LiveModel, registry: Registry, reader: BodyReader) -> APIR
         ),
     )
     async def models() -> Models:
-        return await asyncio.to_thread(_describe, registry, live.version)
+        return await asyncio.to_thread(_describe, registry, live.current)
 
     @router.get(
         "/history",
@@ -145,7 +165,7 @@ def make_router(live: LiveModel, registry: Registry, reader: BodyReader) -> APIR
         responses=problem_responses(404, 422, 500) | example(_VERSION_EXAMPLE),
     )
     async def model(version: _Version) -> ModelVersion:
-        return await asyncio.to_thread(_describe_one, registry, version, live.version)
+        return await asyncio.to_thread(_describe_one, registry, version, live.current)
 
     @router.post(
         "/{version}/promote",
@@ -162,41 +182,50 @@ def make_router(live: LiveModel, registry: Registry, reader: BodyReader) -> APIR
     return router
 
 
-def _describe(registry: Registry, live_version: int | None) -> Models:
+def _describe(registry: Registry, live: Classifier | None) -> Models:
     aliases, refused = registry.aliases(), registry.refused()
     return Models(
         name=registry.name,
-        live_version=live_version,
+        live_version=live.version if live else None,
         aliases=aliases,
         versions=[
-            _version(registry, version, live_version, aliases, refused)
-            for version in reversed(registry.versions())
+            _version(registry, version, live, aliases, refused) for version in reversed(registry.versions())
         ],
         history=_moves(registry),
     )
 
 
-def _describe_one(registry: Registry, version: int, live_version: int | None) -> ModelVersion:
+def _describe_one(registry: Registry, version: int, live: Classifier | None) -> ModelVersion:
     _check_known(registry, version)
-    return _version(registry, version, live_version, registry.aliases(), registry.refused())
+    return _version(registry, version, live, registry.aliases(), registry.refused())
 
 
 def _version(
-    registry: Registry, version: int, live_version: int | None, aliases: dict[str, int], refused: dict[int, str]
+    registry: Registry, version: int, live: Classifier | None, aliases: dict[str, int], refused: dict[int, str]
 ) -> ModelVersion:
     row = ModelVersion(
         version=version,
-        is_live=version == live_version,
+        is_live=live is not None and version == live.version,
         has_model=(registry.dir / str(version) / MODEL_FILE).is_file(),
         aliases=[alias for alias, named in aliases.items() if named == version],
         refused=refused.get(version, ""),
+        execution=_execution(live) if live is not None and version == live.version else None,
     )
     try:
         manifest = registry.manifest(version).model_dump(mode="json")
     except RegistryError as error:
         return row.model_copy(update={"problem": error.what})
-    names = ("created_at_s", "classes", "input", "sites", "metrics", "parity")
+    names = ("created_at_s", "classes", "input", "sites", "metrics", "parity", "int8")
     return row.model_copy(update={name: manifest[name] for name in names})
+
+
+def _execution(live: Classifier) -> LiveExecution:
+    return LiveExecution(
+        variant=live.variant,
+        threads=live.threads,
+        frame_ms=round(live.frame_ms, 3),
+        batch_ms=round(live.batch_ms, 3),
+    )
 
 
 def _moves(registry: Registry) -> list[Move]:

@@ -1,22 +1,28 @@
 """One exported model in onnxruntime: load it, warm it and see that it answers well, then predict.
 
+What runs it is a variant of `api.providers`; whatever it is, its answers are held to those of the checkpoint.
+
 Inputs of the graph: heatmap (B, C, R, A) float32, raw; site (B,) int64, an index into the manifest's sites.
 Outputs: probabilities (B, classes) float32; embedding (B, D) float32; and where the manifest has a threshold for
 it, unknown_score (B,) float32, larger for what is less like anything that the model knows.
 """
 
+import math
 import statistics
 import time
+import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
+from api.cores import available_cores
+from api.providers import BATCH, CPU_FP32, FixedBatches, Session, Variant, open_session
 from services.core.errors import ExportError
-from services.core.registry import Manifest
+from services.core.registry import PROBES_FILE, Manifest
 
 Probabilities = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
@@ -26,27 +32,46 @@ OUTPUTS = ("probabilities", "embedding")
 UNKNOWN_SCORE = "unknown_score"
 MAX_SUM_ERROR = 1e-3
 _WARM_CALLS = 5
+_PROBED_ALONE = 2
+_WARM_BUDGET_S = 1.0
+"""A large network is timed by fewer calls, at least one of a kind."""
 
-ort.set_default_logger_severity(4)  # what fails is raised as well
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Frames and what the checkpoint says of them: heatmaps (N, C, R, A) float32, sites (N,) int64,
+    probabilities (N, classes) float32."""
+
+    heatmaps: npt.NDArray[np.float32]
+    sites: npt.NDArray[np.int64]
+    probabilities: Probabilities
 
 
 class Classifier:
     """A model version that has answered. Calls from several threads at a time are fine."""
 
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
+    def __init__(
+        self, session: Session, manifest: Manifest, *, variant: Variant = CPU_FP32, threads: int = 1
+    ) -> None:
         self.manifest = manifest
         self.version = manifest.version
         self.contract = manifest.input
         self.classes = manifest.classes
+        self.variant = variant.name
+        """What runs it."""
+        self.threads = threads
+        """Cores that one call keeps busy."""
+        self.max_probe_error = 0.0
+        """How far its probabilities are from the checkpoint's on the probes; known once it is warm."""
         self.frame_ms = 0.0
         """Median time of a call with one frame; known once it is warm."""
-        self.threads = 1
-        """Cores that one call takes."""
-        self.batch_gain = 1.0
-        """How many times cheaper a frame is in a batch of 8 than alone."""
+        self.batch_ms = 0.0
+        """Median time of a call with BATCH (8) frames; known once it is warm."""
         self.outputs: dict[str, npt.NDArray[Any]] = {node.name: np.empty(0) for node in session.get_outputs()}
         """Every output of the graph, as it is for no frames: (0, ...), of its dtype; known once it is warm."""
         self.unknown_threshold = manifest.unknown_threshold
+        self._max_error = variant.max_error
+        self._session = session
         self._run = session.run
         self.answers: tuple[str, ...] = ("probabilities",)
         """What a classification needs of the outputs."""
@@ -56,21 +81,38 @@ class Classifier:
         self._one_site = [np.array([index], dtype=np.int64) for index in range(max(1, len(manifest.sites)))]
 
     @classmethod
-    def load(cls, model: Path, manifest: Manifest) -> Self:
-        """Load `model` and warm it. Takes as long as it takes: never on the request path.
+    def load(
+        cls,
+        model: Path,
+        manifest: Manifest,
+        *,
+        variant: Variant = CPU_FP32,
+        threads: int = 1,
+        cores: int = 0,
+        probes: Probes | None = None,
+    ) -> Self:
+        """Load the version that `model` lies in and warm it. Takes as long as it takes: never on the request path.
 
-        Raises ExportError if the graph does not load, breaks the contract or answers badly.
+        threads: of one call; small nets scale by calls at a time, not by threads within a call. cores: 0: all that
+        there are. probes: what to compare with; None: what the export left there, nothing if it left none.
+
+        Raises ExportError if the graph does not load, breaks the contract, or answers badly or otherwise than the
+        probes say.
         """
-        try:
-            session = ort.InferenceSession(str(model), _session_options(), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no common class
-            raise ExportError(
-                f"{model} does not load: {_first_line(error)}", remedy="export the version again"
-            ) from None
-        _check_names(session, model, has_unknown=manifest.unknown_threshold is not None)
-        classifier = cls(session, manifest)
+        directory = model.parent
+        session = open_session(directory, variant, threads=threads, cores=cores or available_cores())
+        _check_names(session, directory / variant.file, has_unknown=manifest.unknown_threshold is not None)
+        classifier = cls(session, manifest, variant=variant, threads=threads)
         classifier._warm()
+        probes = probes or read_probes(directory)
+        if probes is not None:
+            classifier._compare(probes)
         return classifier
+
+    @property
+    def batch_gain(self) -> float:
+        """How much faster a frame is in a batch of BATCH than alone: 1.0 where batching is worth nothing."""
+        return BATCH * self.frame_ms / self.batch_ms if self.batch_ms else 1.0
 
     def site(self, name: str) -> tuple[int, bool]:
         """The graph's index of a site, and whether it is known. Index 0 is any other site."""
@@ -109,12 +151,33 @@ class Classifier:
                 self._probe(heatmaps, site_index)
         values = self.run(probe, self._one_site[0], tuple(self.outputs))
         self.outputs = {name: value[:0] for name, value in zip(self.outputs, values, strict=True)}
-        times_ns = []
-        for _ in range(_WARM_CALLS):
-            started_ns = time.perf_counter_ns()
-            self.predict(probe, 0)
-            times_ns.append(time.perf_counter_ns() - started_ns)
-        self.frame_ms = statistics.median(times_ns) / 1e6
+        self.frame_ms = self._median_ms(probe)
+        self.batch_ms = self._median_ms(np.repeat(probe, BATCH, axis=0))
+        if isinstance(self._session, FixedBatches):
+            self._session.fill_from = max(2, math.ceil(self.batch_ms / self.frame_ms))
+
+    def _compare(self, probes: Probes) -> None:
+        for size, num in ((1, _PROBED_ALONE), (BATCH, len(probes.sites))):
+            for start in range(0, num, size):
+                part = slice(start, start + size)
+                found = self.run(probes.heatmaps[part], probes.sites[part], ["probabilities"])[0]
+                error = float(np.abs(found - probes.probabilities[part]).max())
+                self.max_probe_error = max(self.max_probe_error, error if np.isfinite(error) else math.inf)
+        if self.max_probe_error > self._max_error:
+            raise self._bad(
+                f"differs by {self.max_probe_error:.3f} in probability from its checkpoint, run as {self.variant};"
+                f" allowed is {self._max_error:g}"
+            )
+
+    def _median_ms(self, heatmaps: npt.NDArray[np.float32]) -> float:
+        """Of a few calls, after one that does not count: it sizes the buffers for the batch."""
+        self.predict(heatmaps, 0)
+        times_s: list[float] = []
+        while len(times_s) < _WARM_CALLS and sum(times_s) < _WARM_BUDGET_S:
+            started_s = time.perf_counter()
+            self.predict(heatmaps, 0)
+            times_s.append(time.perf_counter() - started_s)
+        return statistics.median(times_s) * 1e3
 
     def _probe(self, heatmaps: npt.NDArray[np.float32], site_index: int) -> None:
         num_frames = len(heatmaps)
@@ -146,17 +209,25 @@ class Classifier:
         return ExportError(f"model {self.version} {what}", remedy="look at the checkpoint and export it again")
 
 
-def _session_options() -> ort.SessionOptions:
-    """One thread a call: small nets scale by calls at a time, not by threads within a call."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    return options
+def read_probes(directory: Path) -> Probes | None:
+    """What the export of a version left to compare with; None if that was before there were probes, or they are
+    damaged: they say nothing then."""
+    try:
+        with np.load(directory / PROBES_FILE, allow_pickle=False) as file:
+            heatmaps, sites, probabilities = file["heatmap"], file["site"], file["probabilities"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return Probes(heatmaps.astype(np.float32), sites, probabilities)
 
 
-def _check_names(session: ort.InferenceSession, model: Path, *, has_unknown: bool) -> None:
+def random_probes(classifier: Classifier, num: int = BATCH) -> Probes:
+    """Frames of noise and what `classifier` says of them: for a version without probes of its own."""
+    shape = (num, *classifier.contract.shape)
+    heatmaps = np.random.default_rng(1).uniform(-100.0, 100.0, size=shape).astype(np.float32)
+    return Probes(heatmaps, classifier.sites(0, num), classifier.predict(heatmaps, 0))
+
+
+def _check_names(session: Session, model: Path, *, has_unknown: bool) -> None:
     inputs = {node.name for node in session.get_inputs()}
     outputs = {node.name for node in session.get_outputs()}
     wanted = (*OUTPUTS, UNKNOWN_SCORE) if has_unknown else OUTPUTS

@@ -45,12 +45,14 @@ class Exporter:
         store_dir: Path,
         timeout_s: float,
         threads: int,
+        int8: bool = True,
     ) -> None:
         self._command = tuple(command)
         self._registry_dir = registry_dir
         self._name = name
         self._store_dir = store_dir
         self._timeout_s = timeout_s
+        self._options = () if int8 else ("--no-int8",)
         self._environment = os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads))
 
     async def export(self, version: int) -> None:
@@ -65,6 +67,7 @@ class Exporter:
             *("--name", self._name),
             *("--version", str(version)),
             *("--store-dir", str(self._store_dir)),
+            *self._options,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

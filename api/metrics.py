@@ -5,6 +5,7 @@ import platform
 import time
 from importlib.metadata import version
 
+import onnxruntime
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -110,7 +111,18 @@ class Metrics:
             "Predictions left out for clients of /v1/events that read too slowly",
             registry=self.registry,
         )
+        self._execution = Gauge(
+            "echosight_api_execution_info",
+            "What runs the live model: always 1",
+            ["variant", "threads", "onnxruntime"],
+            registry=self.registry,
+        )
         self.num_requests = 0
+
+    def set_execution(self, variant: str, *, threads: int) -> None:
+        """Say what runs the live model, and nothing of what ran the one before."""
+        self._execution.clear()
+        self._execution.labels(variant, str(threads), onnxruntime.__version__).set(1)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """One answer. route: its path, parameters unfilled."""

@@ -6,6 +6,8 @@ before the swap leaves the live model alone. It does not know HTTP.
 
 import asyncio
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from api.classifier import Classifier
@@ -16,7 +18,7 @@ from api.models import LiveModel
 from api.serving import Serving
 from services.core.errors import EchosightError, ExportError, RegistryError
 from services.core.logs import logger
-from services.core.registry import MODEL_FILE, Registry
+from services.core.registry import MODEL_FILE, Manifest, Registry
 
 ACTOR = "api"
 MAX_KILLED_EXPORTS = 3
@@ -47,7 +49,9 @@ class Promoter:
         events: Events,
         poll_interval_s: float,
         trial: Trial | None = None,
+        load: Callable[[Path, Manifest], Classifier] = Classifier.load,
     ) -> None:
+        """load: makes a warm classifier of a graph and its manifest, on a thread."""
         self._registry = registry
         self._exporter = exporter
         self._serving = serving
@@ -56,6 +60,7 @@ class Promoter:
         self._metrics = metrics
         self._events = events
         self._poll_interval_s = poll_interval_s
+        self._load_model = load
         self._unpromoted = 0  # the version that is live though the registry could not be told yet
         self._retry_at: dict[int, float] = {}  # monotonic seconds
         self._num_delays: dict[int, int] = {}  # exports that were put off, one after another
@@ -166,8 +171,11 @@ class Promoter:
             try:
                 await self._exporter.export(version)
                 break
-            except ExportKilledError:
-                if attempt == MAX_KILLED_EXPORTS:
+            except ExportDelayedError as error:
+                if await self._is_exported(version):
+                    self._log.warning("export ended before int8 was done", version=version, error=str(error))
+                    break
+                if not isinstance(error, ExportKilledError) or attempt == MAX_KILLED_EXPORTS:
                     raise
                 self._log.warning("export was killed; trying again", version=version)
         if not await self._is_exported(version):
@@ -181,7 +189,7 @@ class Promoter:
         if self._live.current is None:
             self._live.waiting_for = f"version {version} to load and warm up"
         manifest = await asyncio.to_thread(self._registry.manifest, version)
-        return await asyncio.to_thread(Classifier.load, self._registry.path(version) / MODEL_FILE, manifest)
+        return await asyncio.to_thread(self._load_model, self._registry.path(version) / MODEL_FILE, manifest)
 
     def _check_time(self, model: Classifier) -> None:
         if model.frame_ms > self._trial.max_frame_ms:
@@ -204,14 +212,21 @@ class Promoter:
     def _swap(self, classifier: Classifier) -> None:
         self._live.swap(classifier)
         self._metrics.model_went_live(classifier.version, classifier.manifest.created_at_s)
+        self._metrics.set_execution(classifier.variant, threads=classifier.threads)
 
     async def _announce(self, why: str) -> None:
         model = self._live.current
         assert model is not None
         frame_ms = round(model.frame_ms, 3)
-        self._log.info("model live", version=model.version, frame_ms=frame_ms, why=why)
+        execution = {"variant": model.variant, "threads": model.threads}
+        self._log.info("model live", version=model.version, frame_ms=frame_ms, **execution, why=why)
         await self._events.emit(
-            "model_live", version=model.version, why=why, frame_ms=frame_ms, metrics=model.manifest.metrics
+            "model_live",
+            version=model.version,
+            why=why,
+            frame_ms=frame_ms,
+            metrics=model.manifest.metrics,
+            **execution,
         )
 
     def _is_due(self, version: int) -> bool:

@@ -1,6 +1,7 @@
 """What the model server can be told. Built once, in `__main__`."""
 
 import ipaddress
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, field_validator
@@ -81,6 +82,19 @@ class ApiSettings(LiveSettings):
     export_threads: int = Field(
         default=1, ge=1, description="threads of the export child, which runs at low priority beside the serving"
     )
+    export_int8: bool = Field(
+        default=True, description="an export makes an int8 graph as well, kept only if it is as accurate"
+    )
+    execution: Literal[
+        "auto",
+        "cpu-fp32",
+        "cpu-int8",
+        "openvino-fp32",
+        "openvino-bf16",
+        "openvino-int8",
+        "cuda",
+        "tensorrt",
+    ] = Field(default="auto", description="what runs a model; auto: the fastest on this machine, as measured")
     max_waiting_frames: int = Field(
         default=512, ge=1, description="frames that may wait for the model; who asks for more is answered by 429"
     )

@@ -338,6 +338,8 @@ def _config(model: Classifier, versions: Versions, max_batch: int) -> dict[str, 
             "classes": {"string_value": ",".join(model.classes)},
             "sites": {"string_value": ",".join(model.manifest.sites)},
             "unit": {"string_value": model.contract.unit},
+            "execution": {"string_value": model.variant},
+            "threads": {"string_value": str(model.threads)},
         },
     }
 

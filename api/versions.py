@@ -6,6 +6,8 @@ champion, candidate and previous can be compared, and the one that was not asked
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
 
 from api import problems
 from api.classifier import Classifier
@@ -13,16 +15,25 @@ from api.models import LiveModel
 from api.problems import ProblemError
 from api.serving import not_ready
 from services.core.errors import EchosightError
-from services.core.registry import MODEL_FILE, Registry
+from services.core.registry import MODEL_FILE, Manifest, Registry
 
 
 class Versions:
     """The versions that can be asked."""
 
-    def __init__(self, registry: Registry, live: LiveModel, *, max_loaded: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        live: LiveModel,
+        *,
+        max_loaded: int,
+        load: Callable[[Path, Manifest], Classifier] = Classifier.load,
+    ) -> None:
+        """load: makes a warm classifier of a graph and its manifest, on a thread."""
         self._registry = registry
         self._live = live
         self._max_loaded = max_loaded
+        self._load_model = load
         self._loaded: OrderedDict[int, Classifier] = OrderedDict()
         self._loading = asyncio.Lock()
 
@@ -119,6 +130,6 @@ class Versions:
             )
         try:
             manifest = self._registry.manifest(version)
-            return Classifier.load(self._registry.path(version) / MODEL_FILE, manifest)
+            return self._load_model(self._registry.path(version) / MODEL_FILE, manifest)
         except EchosightError as error:
             raise ProblemError(problems.CONFLICT, error.what, remedy=error.remedy or "load another") from None

@@ -66,6 +66,8 @@ def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
         "evaluate",
         "evaluate linear",
         "reproduce fig5",
+        "bench",
+        "bench providers",
     ],
 )
 def test_every_command_explains_itself(command: str) -> None:

@@ -1,10 +1,12 @@
 """`python -m trainer.export`: one published version to ONNX, checked against torch on real stored frames.
 
-Exit status 0: model.onnx lies beside the checkpoint and the manifest vouches for it. 75 (EX_TEMPFAIL of
+Exit status 0: model.onnx lies beside the checkpoint and the manifest vouches for it; model.int8.onnx, too, where
+that is as accurate (`trainer.quantize`), which takes nothing from the first if it fails. 75 (EX_TEMPFAIL of
 sysexits.h): the machine or the store stood in the way, another try may succeed. Anything else: the version is bad.
 The last line on stderr says why, and the version is as it was.
 """
 
+import io
 import os
 import sys
 import tempfile
@@ -19,8 +21,9 @@ import torch
 import typer
 
 from services.core.errors import EchosightError, ExportError, StoreError
-from services.core.registry import Manifest, Parity, Registry
+from services.core.registry import Int8, Manifest, Parity, Registry
 from services.core.store import StoreReader
+from trainer import quantize
 from trainer.classifier import RadarClassifier, load_classifier
 
 BATCH_SIZES = (1, 8)
@@ -33,10 +36,11 @@ def main(
     store_dir: Annotated[Path, typer.Option(help="Rolling store to take frames for the comparison from.")],
     name: Annotated[str, typer.Option(help="Name of the model.")],
     version: Annotated[int, typer.Option(help="Version to export.")],
+    int8: Annotated[bool, typer.Option(help="Whether to try an int8 graph as well.")] = True,
 ) -> None:
     """Export one version of a model to ONNX and vouch for it in its manifest."""
     try:
-        parity = export(Registry(registry_dir, name), version, store_dir=store_dir)
+        parity = export(Registry(registry_dir, name), version, store_dir=store_dir, with_int8=int8)
     except (StoreError, OSError, MemoryError) as error:
         print(f"export of {name} {version}: {error}", file=sys.stderr)
         raise typer.Exit(os.EX_TEMPFAIL) from None
@@ -46,8 +50,8 @@ def main(
     print(parity.model_dump_json())
 
 
-def export(registry: Registry, version: int, *, store_dir: Path) -> Parity:
-    """Export, compare, attach.
+def export(registry: Registry, version: int, *, store_dir: Path, with_int8: bool = True) -> Parity:
+    """Export, compare, attach; then the same for int8, whose failure is only written down.
 
     Raises ExportError when ONNX and torch disagree, RegistryError when the version is damaged; and what says
     nothing about the version: StoreError when there is no frame to compare on, OSError and MemoryError.
@@ -80,7 +84,9 @@ def export(registry: Registry, version: int, *, store_dir: Path) -> Parity:
                 f" on {parity.num_frames} stored frames",
                 remedy=f"allowed are {parity.max_allowed:.0e} and 0; this version is not served",
             )
-        registry.attach_model(version, path, parity)
+        registry.attach_model(version, path, parity, probes=_probes(classifier, heatmap, site))
+        if with_int8:
+            _attach_int8(registry, version, path, store_dir=store_dir, manifest=manifest)
     return parity
 
 
@@ -140,6 +146,36 @@ def compare(
         max_abs_embedding_error=worst["embedding"],
         max_rel_unknown_error=None if unknown_threshold is None else worst["unknown_score"] / unknown_threshold,
     )
+
+
+def _attach_int8(registry: Registry, version: int, model: Path, *, store_dir: Path, manifest: Manifest) -> None:
+    """Try an int8 graph; whatever goes wrong, fp32 serves."""
+    path = model.with_name("model.int8.onnx")
+    try:
+        reader = StoreReader(store_dir)
+        reader.refresh()
+        frames = quantize.choose_frames(reader, manifest)
+        int8 = quantize.quantize(model, path, frames=frames, manifest=manifest)
+        reader.close()
+    except Exception as error:  # of the quantiser, of the store, of memory
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        int8 = Int8(is_kept=False, why=f"it could not be made: {reason}")
+    try:
+        registry.attach_int8(version, path, int8)
+    except (EchosightError, OSError) as error:
+        int8 = Int8(is_kept=False, why=str(error))
+    print(f"int8 {'kept' if int8.is_kept else 'not kept'}: {int8.why}", file=sys.stderr)
+
+
+@torch.no_grad()
+def _probes(classifier: RadarClassifier, heatmap: Array, site: npt.NDArray[np.int64]) -> bytes:
+    """An .npz that whoever loads the graph can compare it by, whatever runs it."""
+    probabilities = classifier(torch.from_numpy(heatmap), torch.from_numpy(site))[0].numpy()
+    half = heatmap.astype(np.float16)
+    kept = half if np.array_equal(half, heatmap) else heatmap
+    file = io.BytesIO()
+    np.savez(file, heatmap=kept, site=site, probabilities=probabilities)
+    return file.getvalue()
 
 
 def _stored_frames(store_dir: Path, manifest: Manifest, *, num: int) -> tuple[Array, npt.NDArray[np.int64]]:

@@ -3,6 +3,8 @@
     models/NAME/3/manifest.json            what the model expects, is, has measured and came from
     models/NAME/3/checkpoint.safetensors   the trainer's weights: encoder, head, site clutter maps
     models/NAME/3/model.onnx               once exported and found equal to the checkpoint
+    models/NAME/3/model.int8.onnx          the same with its encoder in int8, if that is as accurate
+    models/NAME/3/probes.npz               some stored frames, and what the checkpoint says of them
     models/NAME/aliases.json               champion (served), candidate (newest), previous (to roll back to)
     models/NAME/history.jsonl              who moved what, when and why; only ever appended to
 
@@ -26,6 +28,8 @@ from services.core.files import sync_directory, sync_tree, write_atomically
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 MODEL_FILE = "model.onnx"
+INT8_FILE = "model.int8.onnx"
+PROBES_FILE = "probes.npz"
 MANIFEST_FILE = "manifest.json"
 Alias = Literal["champion", "candidate", "previous"]
 Verdict = Literal["promote", "hold", "refuse"]
@@ -59,6 +63,28 @@ class Parity(BaseModel):
     """Of the unknown score, relative to its threshold. None: not compared, or no such output."""
 
 
+class Int8(BaseModel):
+    """How far the int8 graph is from the fp32 one on stored frames that did not calibrate it; why it is kept.
+
+    label_agreement, accuracy_fp32, accuracy_int8: shares of frames; accuracy on those that a person has named.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    is_kept: bool
+    why: str
+    num_calibration_frames: int = 0
+    num_frames: int = 0
+    label_agreement: float | None = None
+    max_abs_probability_error: float | None = None
+    mean_abs_probability_error: float | None = None
+    num_labelled: int = 0
+    accuracy_fp32: float | None = None
+    accuracy_int8: float | None = None
+    calibration_s: float | None = None
+    judgement_s: float | None = None
+
+
 class Manifest(BaseModel):
     """The description of one version. Unknown fields of the same format version are kept out of the way."""
 
@@ -77,6 +103,8 @@ class Manifest(BaseModel):
     metrics: dict[str, Any]
     lineage: dict[str, Any]
     parity: Parity | None = None
+    int8: Int8 | None = None
+    """None: not tried."""
     unknown_threshold: float | None = None
     """From this value of the graph's output `unknown_score` on, a frame is a stranger. None: no such output."""
 
@@ -154,12 +182,28 @@ class Registry:
                     self._note({"refused": version}, by="trainer", why=manifest.verdict_why)
         return version
 
-    def attach_model(self, version: int, model: Path, parity: Parity) -> None:
-        """Put an exported graph beside its checkpoint: 1. the graph, 2. the manifest that vouches for it."""
+    def attach_model(self, version: int, model: Path, parity: Parity, *, probes: bytes = b"") -> None:
+        """Put an exported graph beside its checkpoint: 1. the graph, 2. the manifest that vouches for it.
+
+        probes: the content of PROBES_FILE. An int8 graph from an export before counts no more.
+        """
         directory = self.path(version)
+        if probes:
+            write_atomically(directory / PROBES_FILE, probes)
         write_atomically(directory / MODEL_FILE, model.read_bytes())
-        manifest = self.manifest(version).model_copy(update={"parity": parity})
-        write_atomically(directory / MANIFEST_FILE, _json(manifest))
+        self._vouch(version, parity=parity, int8=None)
+
+    def attach_int8(self, version: int, model: Path, int8: Int8) -> None:
+        """Put the int8 graph beside the fp32 one and vouch for it; or, if it was not kept, write down why."""
+        if int8.is_kept:
+            write_atomically(self.path(version) / INT8_FILE, model.read_bytes())
+        self._vouch(version, int8=int8)
+        if not int8.is_kept:
+            (self.path(version) / INT8_FILE).unlink(missing_ok=True)
+
+    def _vouch(self, version: int, **update: Any) -> None:
+        manifest = self.manifest(version).model_copy(update=update)
+        write_atomically(self.path(version) / MANIFEST_FILE, _json(manifest))
 
     def aliases(self) -> dict[str, int]:
         """The version behind each alias. Raises RegistryError if the file is damaged."""

@@ -3,7 +3,7 @@
 VERSION.onnx: attach it. VERSION.fail: say its text on stderr and exit with 3. VERSION.later: remove that file, say
 its text and exit with 75. VERSION.hang: write its process id
 into VERSION.pid and wait. VERSION.killed: remove that file and end by SIGKILL;
-"VERSION.killed always": leave it there.
+"VERSION.killed always": leave it there. VERSION.late: end by SIGKILL once VERSION.onnx is attached.
 """
 
 import argparse
@@ -46,3 +46,5 @@ if told.with_suffix(".onnx").exists():
         num_label_changes=os.getpriority(os.PRIO_PROCESS, 0),
     )
     Registry(given.registry_dir, given.name).attach_model(given.version, told.with_suffix(".onnx"), parity)
+    if told.with_suffix(".late").exists():
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.cores import available_cores
 from api.problems import KINDS
 from tests.api.tiny import (
     CLASSES,
@@ -353,22 +352,6 @@ def test_no_request_makes_a_server_error(tmp_path: Path) -> None:
 
         post()
         runner.run(context.__aexit__(None, None, None))
-
-
-def test_cores_are_those_of_the_cgroup(tmp_path: Path) -> None:
-    everything = available_cores(tmp_path)
-    assert everything >= 1
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert available_cores(tmp_path) == 1
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert available_cores(tmp_path) == everything
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert available_cores(tmp_path) == everything
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("90000\n")
-    assert available_cores(tmp_path) == 1
 
 
 async def test_answers_are_the_same_from_the_loop_and_from_a_thread(tmp_path: Path) -> None:

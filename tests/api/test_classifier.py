@@ -25,6 +25,8 @@ def load(registry: Registry, model: bytes) -> Classifier:
 def test_a_loaded_model_has_answered_and_knows_its_time(registry: Registry) -> None:
     classifier = load(registry, tiny_model(1))
     assert 0 < classifier.frame_ms < 1000
+    assert 0 < classifier.batch_gain < 100
+    assert classifier.threads == 1
     assert classifier.version == 1
 
 

@@ -58,6 +58,17 @@ async def test_a_new_candidate_is_exported_served_and_promoted(
     assert registry.history()[-1]["by"] == "api"
 
 
+async def test_an_export_that_is_killed_once_the_graph_is_there_is_served(
+    tmp_path: Path, registry: Registry, prepared: Path
+) -> None:
+    (prepared / "1.onnx").write_bytes(tiny_model(1))
+    (prepared / "1.late").touch()  # for lack of memory for the int8 graph, say
+    publish(registry)
+    async with serving(tmp_path) as (app, _):
+        await until(lambda: app.state.live.version == 1)
+    assert registry.refused() == {}
+
+
 @pytest.mark.parametrize("how", ["fails", "is NaN", "leaves nothing"])
 async def test_a_bad_candidate_is_refused_and_the_live_model_stays(
     tmp_path: Path, registry: Registry, prepared: Path, how: str

@@ -131,7 +131,7 @@ def test_variables_in_values_are_settings_or_build_arguments_or_memory_limits() 
     known = {environment_name(cls, field) for cls in SETTINGS.values() for field in cls.model_fields}
     limits = {f"{name.upper()}_MEMORY" for name in SERVICES}
     used = set(re.findall(r"\$\{(\w+)", COMPOSE.read_text()))
-    assert used <= known | limits | {"PIP_INDEX_URL", "TORCH_INDEX_URL"}
+    assert used <= known | limits | {"PIP_INDEX_URL", "TORCH_INDEX_URL", "OPENVINO"}
 
 
 def test_commands_are_commands_of_echosight() -> None:
