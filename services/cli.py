@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from services.commands import dead, evaluate, models, store
+from services.commands import bench, dead, evaluate, models, store
 from services.commands.classify import classify
 from services.commands.output import console, fail, read_settings
 from services.commands.status import status
@@ -89,6 +89,7 @@ def up(
 app.command()(status)
 app.command()(classify)
 app.command()(watch)
+app.add_typer(bench.app, name="bench")
 app.add_typer(dead.app, name="dead")
 app.add_typer(models.app, name="models")
 app.add_typer(store.app, name="store")
