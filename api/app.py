@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.responses import Response
@@ -39,7 +39,11 @@ from api.settings import ApiSettings
 from api.stream import PATH as STREAM_PATH
 from api.stream import Stream
 from api.versions import Versions
+from services.core.errors import SettingsError
 from services.core.registry import Registry
+
+if TYPE_CHECKING:
+    from api.rpc.server import RpcServer
 
 
 class Api(FastAPI):
@@ -115,6 +119,8 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
             ),
             poll_interval_s=settings.poll_interval_s,
         )
+        if rpc is not None:
+            await rpc.start()
         tasks = [
             asyncio.create_task(promoter.run()),
             asyncio.create_task(event_listeners.run()),
@@ -127,6 +133,8 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
             yield
         finally:
             live.is_stopping = True
+            if rpc is not None:
+                await rpc.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -162,6 +170,7 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
     )
     app.state.live, app.state.metrics = live, metrics
     app.state.classification = classification
+    rpc = app.state.rpc = _rpc_server(app, settings)
     for path in (*hot, "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
         app.router.routes.append(Route(path, hot.get(path, infer), methods=["POST"]))  # for its 405
     problems.install(app)
@@ -178,6 +187,20 @@ def create_app(settings: ApiSettings, *, export_command: Sequence[str] = DEFAULT
     add_operations(app, operations())
     add_docs(app)
     return app
+
+
+def _rpc_server(app: Api, settings: ApiSettings) -> "RpcServer | None":
+    """Raises SettingsError where it is wanted and gRPC is not installed."""
+    if not settings.grpc_port:
+        return None
+    try:
+        from api.rpc.server import RpcServer
+    except ImportError as error:
+        raise SettingsError(
+            f"ECHOSIGHT_GRPC_PORT is {settings.grpc_port}, but {error.name} is not installed",
+            remedy="pip install 'echosight[grpc]', or leave the port at 0",
+        ) from None
+    return RpcServer(app, settings)
 
 
 def _explain_stream(app: FastAPI) -> None:

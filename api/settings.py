@@ -12,6 +12,12 @@ class ApiSettings(LiveSettings):
     api_port: int = Field(
         default=8000, ge=0, le=65535, description="port that the API listens on; 0: any free one"
     )
+    grpc_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="port of the gRPC server, beside the HTTP one; 0: none. Needs `echosight[grpc]`",
+    )
     max_connections: int = Field(
         default=1024, ge=1, description="connections that the API serves at a time; one more is answered by 503"
     )
