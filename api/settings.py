@@ -16,6 +16,12 @@ class ApiSettings(LiveSettings):
     api_port: int = Field(
         default=8000, ge=0, le=65535, description="port that the API listens on; 0: any free one"
     )
+    grpc_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="port of the gRPC server, beside the HTTP one; 0: none. Needs `echosight[grpc]`",
+    )
     api_keys_file: str = Field(
         default="", description="file of API keys (`echosight keys`), read again when it changes; empty: no keys"
     )
