@@ -46,7 +46,7 @@ class _Site:
     """What is known of one site's stored pairs.
 
     sums: of the vectors of either orientation. in_order: all samples, oldest first. held_out: those that are never
-    learnt from.
+    learnt from. came_ns: when the newest of the pairs that came last was captured.
     """
 
     cache: EncodingCache
@@ -54,6 +54,7 @@ class _Site:
     samples: dict[FrameId, Sample] = field(default_factory=dict)
     in_order: list[Sample] = field(default_factory=list)
     held_out: list[Sample] = field(default_factory=list)
+    came_ns: int = 0
 
 
 class Feed:
@@ -176,13 +177,21 @@ class Feed:
             newest=newest,
         )
 
+    def came_ns(self, site: str) -> int:
+        """When the newest of the pairs that came last was captured: it falls back with the site's clock; or 0."""
+        return self._sites[site].came_ns if site in self._sites else 0
+
     def recent(self, site: str, *, after_ns: int, newest: int) -> list[Sample]:
-        """A site's encoded pairs captured after `after_ns`, none mirrored: the `newest`, in order of time."""
+        """A site's encoded pairs captured after `after_ns`, none mirrored: the `newest`, in order of time.
+
+        None is newer than what came last: a clock that was ahead leaves pairs behind that seem newer.
+        """
         found: list[Sample] = []
+        came_ns = self.came_ns(site)
         for sample in reversed(self._sites[site].in_order if site in self._sites else []):
             if sample.pair.id.captured_at_ns <= after_ns or len(found) == newest:
                 break
-            if not sample.mirrored:
+            if not sample.mirrored and sample.pair.id.captured_at_ns <= came_ns:
                 found.append(sample)
         return found[::-1]
 
@@ -255,6 +264,7 @@ class Feed:
         if sample is not None:
             self._put(site, replace(sample, pair=pair))
             return
+        site.came_ns = pair.id.captured_at_ns  # what came together comes oldest first
         digest = site.cache.digest(pair.id)
         mirrored = digest is not None and self._is_mirrored(pair, digest)
         if digest is None or site.cache.slot(pair.id, mirrored=mirrored) is None:

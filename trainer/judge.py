@@ -222,7 +222,9 @@ class Judge:
         return {site: self._of_site(site) for site in known}
 
     def _look_at(self, site: str, learner: Learner) -> None:
-        images = self._feed.recent(site, after_ns=self._seen_ns.get(site, 0), newest=_MAX_IMAGES)
+        # A clock that was set back: what it calls now is older than what was seen, and looked at all the same.
+        seen_ns = self._seen_ns[site] = min(self._seen_ns.get(site, 0), self._feed.came_ns(site))
+        images = self._feed.recent(site, after_ns=seen_ns, newest=_MAX_IMAGES)
         if len(images) < _MIN_RECENT:
             return
         self._seen_ns[site] = images[-1].pair.id.captured_at_ns

@@ -234,6 +234,38 @@ def test_camera_that_falls_out_of_step_is_told_within_minutes_without_labels(set
     assert judge.summary()["alarms"] == ["sync_lag north"]
 
 
+def later(pairs: list[Pair], *, by_ns: int) -> list[Pair]:
+    """The same by a clock that is so far ahead."""
+    return [
+        Pair(
+            replace(pair.radar, captured_at_ns=pair.radar.captured_at_ns + by_ns),
+            replace(pair.camera, captured_at_ns=pair.camera.captured_at_ns + by_ns),
+        )
+        for pair in pairs
+    ]
+
+
+def test_drift_and_lag_follow_a_site_whose_clock_was_ahead_and_is_set_back(settings, vision) -> None:
+    """As ingest hands it on: first times that are a day ahead, then right ones, which are older."""
+    told = Told()
+    settings = settings.model_copy(update={"learning_rate": 3e-3})
+    fill(settings.store_dir, street(600, first=0))
+    feed = feed_of(settings, vision, share=0.1)
+    judge, learner = judge_of(settings, feed, told), learner_of(settings, feed, num_steps=150)
+    judge.look(learner, {})
+    shown: list[float] = []
+    for i in range(14):
+        pairs = street(200, first=600 + 200 * i, camera_ahead_ms=200 if i >= 5 else 0)
+        fill(settings.store_dir, later(pairs, by_ns=86_400 * 1_000_000_000) if i < 3 else pairs)
+        feed.refresh()
+        encode_all(feed)
+        told.at_s += 1000
+        judge.look(learner, {})
+        shown.append(judge.readings["sites"]["north"].get("lag_ms", np.nan))
+    assert shown[-1] == pytest.approx(200, abs=50)
+    assert [alarm["alarm"] for alarm in told.of("alarm")] == ["sync_lag north"]
+
+
 class Log:
     """Takes a worker's events."""
 

@@ -33,9 +33,25 @@ from services.core.streams.client import (
 )
 from services.core.streams.delivery import Delivery, acknowledge, bury
 from services.core.streams.progress import Progress
+from services.core.streams.scripts import Call, Script, call
 
 _MAX_PAUSE_S = 0.05
 _MAX_BACK_OFF_S = 1.0
+
+_STRAYS = Script("""
+local found = {}
+for _, key in ipairs(KEYS) do
+  local pending = redis.pcall('XPENDING', key, ARGV[1])
+  for _, of in ipairs(pending[4] or {}) do
+    if of[1] ~= ARGV[2] then
+      found[#found + 1] = key
+      break
+    end
+  end
+end
+return found
+""")
+"""KEYS: streams of one shard. ARGV: group, consumer. Those that have entries pending with other consumers."""
 
 
 class Consumer:
@@ -198,6 +214,7 @@ class Consumer:
                 if isinstance(error, StreamsLost):
                     raise
                 results = [error]
+        robbed = await self._robbed(groups)
         deliveries = []
         for keys, result in zip(groups, results, strict=True):
             if isinstance(result, Exception):
@@ -206,10 +223,25 @@ class Consumer:
             for key in keys:
                 self._num_refusals.pop(self._streams.get(key, ("", ""))[0], None)
             for key, entries in entries_by_key(result):
-                if key in self._streams:  # not left meanwhile
+                if key in self._streams and self._streams[key][0] not in robbed:  # not left meanwhile
                     self._progress.add_read(key.decode(), len(entries), entries[-1][0])
                     deliveries += self._decode(key, entries)
         return deliveries
+
+    async def _robbed(self, groups: list[list[bytes]]) -> set[str]:
+        """Sites of which another consumer holds entries: older than what was just read, or their partners.
+
+        It was stopped between its last look at the leases and its read. Later they would find their partners gone.
+        So all that is pending is recovered first, in order, and what was just read with it.
+        """
+        calls = [
+            Call(_STRAYS, [key.decode() for key in keys], (INGEST_GROUP, self._name)) for keys in groups if keys
+        ]
+        strays = [key for found in await call(self._client, calls) for key in found if key in self._streams]
+        robbed = {self._streams[key][0] for key in strays}
+        for site in robbed:
+            self._recovering |= dict.fromkeys(_keys(site), b"0-0")
+        return robbed
 
     async def _poll(self, groups: list[list[bytes]], count: int, *, block_ms: int) -> list[Any]:
         """Ask for each group, all at once, until one has something: pauses grow while none has."""

@@ -95,6 +95,24 @@ async def test_entries_that_another_read_after_losing_the_site_are_taken_over(fe
     assert heir.num_trimmed["north"] == 0
 
 
+async def test_what_another_read_unawares_comes_before_what_follows_it(feed, reader, heir, server) -> None:
+    """Else the camera frame would be without a partner by the time that the radar frame is taken over."""
+    await feed.publish([radar_frame(0), camera_frame(0)])
+    await reader.join("north")
+    await reader.read(count=10, block_ms=10)
+    await heir.join("north")
+    assert seqs(await heir.read(count=10, block_ms=10)) == [0]
+    await feed.publish([radar_frame(1, seq=1)])
+    await reader.read(count=10, block_ms=10)  # it does not know yet that the site is the heir's
+    assert num_pending(server, RADAR) == 2
+    await feed.publish([camera_frame(1, seq=1), radar_frame(2, seq=2)])
+    pages = [await heir.read(count=10, block_ms=10) for _ in range(3)]
+    [page] = [page for page in pages if page]
+    assert (seqs(page, "radar"), seqs(page, "camera")) == ([0, 1, 2], [0, 1])
+    await heir.count_trimmed()
+    assert not heir.num_trimmed["north"]
+
+
 async def test_entries_trimmed_while_pending_are_counted_and_acknowledged_away(feed, reader, heir, server) -> None:
     await feed.publish([radar_frame(i, seq=i) for i in range(4)])
     await reader.join("north")
