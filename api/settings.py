@@ -16,12 +16,6 @@ class ApiSettings(LiveSettings):
     api_port: int = Field(
         default=8000, ge=0, le=65535, description="port that the API listens on; 0: any free one"
     )
-    grpc_port: int = Field(
-        default=0,
-        ge=0,
-        le=65535,
-        description="port of the gRPC server, beside the HTTP one; 0: none. Needs `echosight[grpc]`",
-    )
     api_keys_file: str = Field(
         default="", description="file of API keys (`echosight keys`), read again when it changes; empty: no keys"
     )
@@ -42,6 +36,12 @@ class ApiSettings(LiveSettings):
         default="",
         validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT"),
         description="OTLP/HTTP collector for a span a request, needs echosight[otel]; empty: no tracing",
+    )
+    grpc_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="port of the gRPC server, beside the HTTP one; 0: none. Needs `echosight[grpc]`",
     )
     max_connections: int = Field(
         default=1024, ge=1, description="connections that the API serves at a time; one more is answered by 503"
