@@ -63,6 +63,7 @@ def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
         "ingest",
         "train",
         "serve",
+        "bench serve",
         "evaluate",
         "evaluate linear",
         "reproduce fig5",

@@ -3,11 +3,11 @@
 import typer
 
 from services.commands.bench_providers import providers
+from services.commands.bench_serve import serve
 
-app = typer.Typer(no_args_is_help=True, help="Measure: what runs a model fastest here (providers).")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure: how a running server does under load (serve), what runs a model fastest here (providers).",
+)
+app.command()(serve)
 app.command()(providers)
-
-
-@app.callback()
-def bench() -> None:
-    """A group, also while it has one command."""
