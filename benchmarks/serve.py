@@ -17,16 +17,12 @@ import functools
 import io
 import json
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +35,8 @@ import orjson
 import pydantic
 import uvicorn
 import uvloop
-from serve_models import CLASSES, SHAPE, default_model, publish, tiny_model
+from serve_models import CLASSES, MODELS, SHAPE, publish
+from serve_processes import cpu_s, free_port, process, rss_mib
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -286,55 +283,6 @@ def _request(path: str, content_type: str, body: bytes, *headers: str) -> bytes:
     return "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body
 
 
-@contextmanager
-def process(*command: str, health: str, environment: dict[str, str]) -> Iterator[int]:
-    """A server until the block ends, once `health` answers 200. Yields its process id."""
-    child = subprocess.Popen(
-        [sys.executable, *command], env=os.environ | environment, start_new_session=True, stdout=subprocess.DEVNULL
-    )
-    try:
-        deadline_s = time.monotonic() + 60.0
-        while not _answers(health):
-            if child.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(f"{' '.join(command)} did not come up at {health}")
-            time.sleep(0.1)
-        yield child.pid
-    finally:
-        child.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=15.0)
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # LitServe's workers too
-        child.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2.0) as reply:  # noqa: S310
-            return bool(reply.status == 200)
-    except OSError:
-        return False
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def rss_mib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time that a process has taken so far, seconds."""
-    if not pid:
-        return 0.0
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def compare(name: str, model: bytes, options: argparse.Namespace) -> dict[str, Any]:
     """All rows for one model: medians over rounds in which every row has its turn."""
     with tempfile.TemporaryDirectory() as folder:
@@ -474,9 +422,8 @@ def main() -> int:
         load = post_for(options.client_port, request, seconds=options.seconds, num_clients=options.clients)
         print(json.dumps(uvloop.run(load)))
         return 0
-    models = {"tiny": ("tiny model", tiny_model), "default": ("default-sized model", default_model)}
-    chosen = [options.only] if options.only else list(models)
-    results = {key: compare(models[key][0], models[key][1](), options) for key in chosen}
+    chosen = [options.only] if options.only else list(MODELS)
+    results = {name: compare(name, MODELS[name](), options) for name in chosen}
     is_met = all(result["api_rss_mib"] <= TARGET_RSS_MIB for result in results.values())
     if "tiny" in results:
         over_bare = results["tiny"]["over_bare"]
