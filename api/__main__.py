@@ -1,10 +1,11 @@
 """`python -m api`: the model server as a process."""
 
+import asyncio
 import signal
 import socket
 import sys
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import uvicorn
@@ -17,6 +18,9 @@ from api.settings import ApiSettings
 from services.core.command import run_command
 from services.core.errors import SettingsError, StreamsError
 from services.core.logs import Log, configure_logs
+
+if TYPE_CHECKING:
+    from api.rpc.server import RpcServer
 
 
 class Server(uvicorn.Server):
@@ -33,6 +37,13 @@ class Server(uvicorn.Server):
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             self._log.info("listening", url=f"http://{shown}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        rpc: RpcServer | None = self.config.app.state.rpc  # type: ignore[union-attr]
+        if rpc is None:
+            await super().shutdown(sockets)
+        else:  # both at once: each waits for what is in flight
+            await asyncio.gather(rpc.stop(), super().shutdown(sockets))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._live.is_stopping = True

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -44,8 +44,12 @@ from api.stream import PATH as STREAM_PATH
 from api.stream import Stream
 from api.tracing import Tracing, make_tracing
 from api.versions import Versions
+from services.core.errors import SettingsError
 from services.core.logs import logger
 from services.core.registry import Registry
+
+if TYPE_CHECKING:
+    from api.rpc.server import RpcServer
 
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 """Of FastAPI's own, which knows nothing of the hot routes: the gate traces all alike."""
@@ -135,6 +139,8 @@ def create_app(
             poll_interval_s=settings.poll_interval_s,
             load=execution.load,
         )
+        if rpc is not None:
+            await rpc.start()
         tasks = [
             asyncio.create_task(promoter.run()),
             asyncio.create_task(event_listeners.run()),
@@ -148,6 +154,8 @@ def create_app(
             yield
         finally:
             live.is_stopping = True
+            if rpc is not None:
+                await rpc.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -186,6 +194,7 @@ def create_app(
     )
     app.state.live, app.state.metrics = live, metrics
     app.state.classification = classification
+    rpc = app.state.rpc = _rpc_server(app, settings)
     for path in (*hot, "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
         app.router.routes.append(Route(path, hot.get(path, infer), methods=["POST"]))  # for its 405
     problems.install(app)
@@ -202,6 +211,20 @@ def create_app(
     add_operations(app, operations(), has_keys=access.is_on)
     add_docs(app)
     return app
+
+
+def _rpc_server(app: Api, settings: ApiSettings) -> "RpcServer | None":
+    """Raises SettingsError where it is wanted and gRPC is not installed."""
+    if not settings.grpc_port:
+        return None
+    try:
+        from api.rpc.server import RpcServer
+    except ImportError as error:
+        raise SettingsError(
+            f"ECHOSIGHT_GRPC_PORT is {settings.grpc_port}, but {error.name} is not installed",
+            remedy="pip install 'echosight[grpc]', or leave the port at 0",
+        ) from None
+    return RpcServer(app, settings)
 
 
 def _explain_stream(app: FastAPI) -> None:

@@ -37,6 +37,12 @@ class ApiSettings(LiveSettings):
         validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT"),
         description="OTLP/HTTP collector for a span a request, needs echosight[otel]; empty: no tracing",
     )
+    grpc_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="port of the gRPC server, beside the HTTP one; 0: none. Needs `echosight[grpc]`",
+    )
     max_connections: int = Field(
         default=1024, ge=1, description="connections that the API serves at a time; one more is answered by 503"
     )
