@@ -89,6 +89,23 @@ def default_model() -> bytes:
     return graph.finish()
 
 
+def vgg_model() -> bytes:
+    """VGG-16 as the paper's mode serves it: the map as 224 x 224 pixels, 13 convolutions, two large layers."""
+    graph = Graph()
+    clutter = graph.add("Gather", graph.random(len(SITES), *SHAPE), "site", axis=0)
+    scaled = graph.add("Mul", graph.add("Sub", "heatmap", clutter), graph.constant(0.05))
+    scales = graph.constant([1.0, 1.0, 224 / SHAPE[1], 224 / SHAPE[2]])
+    x, channels = graph.add("Resize", scaled, "", scales, mode="linear"), SHAPE[0]
+    for width, num_layers in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(num_layers):
+            x, channels = graph.conv(x, (channels, width), size=3), width
+        x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x = graph.add("Relu", graph.linear(graph.add("Flatten", x), (512 * 7 * 7, 4096)))
+    embedding = graph.linear(x, (4096, EMBEDDING), output="embedding")
+    graph.add("Softmax", graph.linear(embedding, (EMBEDDING, len(CLASSES))), axis=1, output="probabilities")
+    return graph.finish()
+
+
 MODELS = {"tiny": tiny_model, "default": default_model}
 _NUMBERS = 2048
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 
 @contextmanager
-def process(*command: str, health: str, environment: dict[str, str]) -> Iterator[int]:
+def process(
+    *command: str, health: str, environment: dict[str, str], python: str = sys.executable
+) -> Iterator[int]:
     """A server until the block ends, once `health` answers 200. Yields its process id."""
     child = subprocess.Popen(
-        [sys.executable, *command], env=os.environ | environment, start_new_session=True, stdout=subprocess.DEVNULL
+        [python, *command], env=os.environ | environment, start_new_session=True, stdout=subprocess.DEVNULL
     )
     try:
         deadline_s = time.monotonic() + 60.0
