@@ -16,13 +16,13 @@ from api.problems import ProblemError, unexpected
 from api.rpc import open_inference_pb2 as pb
 from api.rpc.transcoding import CALLS, INFER, SERVICE, Call, Reply, Request
 from api.settings import ApiSettings
+from api.terms import TIMEOUT_HEADER
 from services.core.errors import SettingsError
 from services.core.logs import logger
 
 STREAM = "ModelStreamInfer"
 FORWARDED = frozenset({"authorization", "x-api-key", "x-request-id", "traceparent", "tracestate"})
 """Metadata that the app gets as headers: who asks, and what for."""
-TIMEOUT_HEADER = b"x-timeout-ms"
 
 _HEADER_BYTES = 64 * 1024
 """Of a message, beside the tensors that may be as long as a body."""
