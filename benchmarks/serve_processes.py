@@ -18,7 +18,7 @@ def process(
 ) -> Iterator[int]:
     """A server until the block ends, once `health` answers 200. Yields its process id."""
     child = subprocess.Popen(
-        [python, *command], env=os.environ | environment, start_new_session=True, stdout=subprocess.DEVNULL
+        [python, *command], env=os.environ | environment, process_group=0, stdout=subprocess.DEVNULL
     )
     try:
         deadline_s = time.monotonic() + 60.0
