@@ -268,6 +268,8 @@ class Row:
     """Of its process; 0 where it has more than one."""
     frames: int = 1
     """In a request."""
+    clients: int = 0
+    """At a time; 0: as many as asked for."""
 
 
 def requests_for(api_port: int, ports: dict[str, int]) -> list[Row]:
@@ -332,7 +334,7 @@ def batched_requests_for(api_port: int, ports: dict[str, int]) -> list[Row]:
     several = _request(path, npy_type, many.getvalue())
     return [
         Row("echosight", ".npy", api_port, _request(path, npy_type, one.getvalue())),
-        Row("echosight", f".npy of {LITSERVE_BATCH}", api_port, several, frames=LITSERVE_BATCH),
+        Row("echosight", f".npy of {LITSERVE_BATCH}", api_port, several, frames=LITSERVE_BATCH, clients=CORES),
         *(
             Row(name, "base64 in JSON", ports[name], _request("/predict", "application/json", packed))
             for name in LITSERVE
@@ -451,7 +453,7 @@ def _ratio(
 def _load(row: Row, options: argparse.Namespace) -> dict[str, float]:
     """One round against one row, from a process of its own."""
     command = [sys.executable, __file__, "--client-port", str(row.port)]
-    command += ["--seconds", str(options.seconds), "--clients", str(options.clients)]
+    command += ["--seconds", str(options.seconds), "--clients", str(row.clients or options.clients)]
     before_s = cpu_s(row.pid)
     done = subprocess.run(command, input=row.request, capture_output=True, check=False)
     if done.returncode:
