@@ -22,6 +22,7 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from api.app import create_app
 from api.settings import ApiSettings
 from services.core.errors import SettingsError
+from tests.api.test_access import make_keys
 from tests.api.test_process import api_process
 from tests.api.tiny import CLASSES, SHAPE, attach, heatmap, probability_of, publish, registry_of, tiny_model
 from tests.system.conftest import wait_for
@@ -253,6 +254,27 @@ def test_a_server_without_a_model_is_live_and_not_ready(tmp_path: Path) -> None:
         with pytest.raises(InferenceServerException, match="waiting for") as raised:
             client.infer("radar", [given(heatmap())])
         assert raised.value.status() == "StatusCode.UNAVAILABLE"
+
+
+def test_keys_are_asked_for_as_over_http(tmp_path: Path) -> None:
+    registry = registry_of(tmp_path)
+    attach(registry, publish(registry), tiny_model(1))
+    registry.promote(1, by="test", why="test")
+    keys = make_keys(tmp_path / "keys.json")
+    with rpc_process(tmp_path, ECHOSIGHT_API_KEYS_FILE=str(tmp_path / "keys.json")) as (_, client):
+        assert client.is_server_ready()
+        for headers, code in (
+            ({}, "UNAUTHENTICATED"),
+            ({"authorization": "Bearer wrong"}, "UNAUTHENTICATED"),
+            ({"x-api-key": keys["label"]}, "PERMISSION_DENIED"),
+        ):
+            with pytest.raises(InferenceServerException, match="key") as raised:
+                client.infer("radar", [given(heatmap())], headers=headers)
+            assert raised.value.status() == f"StatusCode.{code}"
+        predicting = {"authorization": f"Bearer {keys['predict']}"}
+        assert client.infer("radar", [given(heatmap())], headers=predicting).as_numpy("embedding").size
+        with pytest.raises(InferenceServerException, match="needs admin"):
+            client.load_model("radar", headers=predicting)
 
 
 def test_sigterm_ends_both_servers(tmp_path: Path) -> None:
