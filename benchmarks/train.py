@@ -35,6 +35,7 @@ from services.core.segments import Pair
 from services.core.store import StoreLimits, StoreReader, StoreWriter
 from trainer.encodings import Encoded, EncodingCache
 from trainer.learner import Learner
+from trainer.memory import keep_freed_memory
 from trainer.settings import TrainerSettings
 from trainer.vgg import vgg16_features
 from trainer.vision import IMAGE_PX, VisionEncoder
@@ -263,6 +264,7 @@ def main() -> None:
     if args.quick:
         args.pairs, args.batch, args.vgg_batch, args.steps, args.rounds = 400, 16, 2, 8, 3
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the trainer does
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.threads} torch threads, {args.device}")
     with tempfile.TemporaryDirectory(prefix="echosight-train-") as folder:

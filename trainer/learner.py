@@ -69,6 +69,7 @@ class Learner:
         self.average = copy.deepcopy(self.encoder).requires_grad_(False)
         self.average_projection = copy.deepcopy(self.projection).requires_grad_(False)
         self.queue = Queue(settings.queue_size, key_dim).to(device)
+        self._noise = torch.empty(0)  # kept, as new memory costs; on the CPU: the same for any device
         self.optimizer = self._make_optimizer()
         self.step_num = 0
         self.num_learnt = 0  # pairs, each as often as it was in a batch
@@ -126,11 +127,13 @@ class Learner:
         (B, D) float32. k: (B, D) float32, unit L2 norm. all_k, all_scenes: of all ranks, ours among them.
         """
         settings, within_ns = self.settings, round(self.settings.exclude_within_s * 1e9)
-        negatives = self.queue.keys.clone()  # the push that follows must not change what backward needs
         mask = is_negative(scenes, self.queue.scenes, exclude_within_ns=within_ns)  # (B, K)
+        # A copy either way: the push that follows must not change what backward needs.
         if settings.in_batch_negatives:
             beside = is_negative(scenes, all_scenes, exclude_within_ns=within_ns)  # (B, all B)
-            negatives, mask = torch.cat([all_k, negatives]), torch.cat([beside, mask], 1)
+            negatives, mask = torch.cat([all_k, self.queue.keys]), torch.cat([beside, mask], 1)
+        else:
+            negatives = self.queue.keys.clone()
         options: dict[str, Any] = {"scale": self.scale, "loss": settings.loss, "bias": self.bias}
         soft: dict[str, Any] = {"soft_share": settings.soft_share, "soft_scale": 1 / settings.soft_temperature}
         found = contrast(q, k, negatives=negatives, is_negative=mask, **options, **soft)
@@ -224,7 +227,7 @@ class Learner:
         if settings.optimizer == "sgd":
             groups[1]["weight_decay"] = settings.weight_decay
             return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9)
-        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
 
     def _schedule(self) -> float:
         settings = self.settings
@@ -236,16 +239,17 @@ class Learner:
         return 0.5 * (1 + math.cos(math.pi * done))
 
     def augment(self, x: Tensor, mirrored: Tensor) -> Tensor:
-        """Mirror what was encoded mirrored; jitter gain, add noise, shift: in units of the input's scale."""
+        """Mirror what was encoded mirrored; jitter gain, add noise, shift: in units of the input's scale.
+
+        Changes `x` in place, where it can.
+        """
         settings, unit = self.settings, float(self.preprocess.scale)
-        mirrored = mirrored.to(x.device)
-        x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        rows = mirrored.nonzero()[:, 0].to(x.device)
+        x[rows] = x[rows].flip(-1)
         if settings.gain_jitter_db:
-            gain = torch.randn(len(x), 1, 1, 1)
-            x = x + (gain * settings.gain_jitter_db / unit).to(x.device)
+            x += torch.empty(len(x), 1, 1, 1).normal_(0.0, settings.gain_jitter_db / unit).to(x.device)
         if settings.noise_db:
-            noise = torch.randn(x.shape)
-            x = x + (noise * settings.noise_db / unit).to(x.device)
+            x += self._noise.resize_(x.shape).normal_(0.0, settings.noise_db / unit).to(x.device)
         if settings.shift_bins:
             num = settings.shift_bins
             by = torch.randint(-num, num + 1, (2,)).tolist()
@@ -258,8 +262,10 @@ class Learner:
         if self.settings.ema_decay == 0:
             decay = 0.0
         for average, net in ((self.average, self.encoder), (self.average_projection, self.projection)):
-            for ours, theirs in zip(average.parameters(), net.parameters(), strict=True):
-                ours.lerp_(theirs, 1 - decay)
+            ours: list[Tensor] = [*average.parameters()]
+            theirs: list[Tensor] = [*net.parameters()]
+            if ours:
+                torch._foreach_lerp_(ours, theirs, 1 - decay)
         for held, newest in zip(self.average.buffers(), self.encoder.buffers(), strict=True):
             held.copy_(newest)  # batch norm's statistics are an average already
 
@@ -280,9 +286,13 @@ def _projection(settings: TrainerSettings, feature_dim: int, key_dim: int) -> nn
 
 def _shift(x: Tensor, num_ranges: int, num_azimuths: int) -> Tensor:
     """Move the map by whole bins; what comes in from outside is 0, the clutter's own level."""
-    x = x.roll((num_ranges, num_azimuths), (2, 3))
-    if num_ranges:
-        x[:, :, slice(0, num_ranges) if num_ranges > 0 else slice(num_ranges, None)] = 0
-    if num_azimuths:
-        x[..., slice(0, num_azimuths) if num_azimuths > 0 else slice(num_azimuths, None)] = 0
-    return x
+    shifted = torch.zeros_like(x)
+    to, of = zip(_overlap(num_ranges), _overlap(num_azimuths), strict=True)
+    shifted[:, :, *to] = x[:, :, *of]
+    return shifted
+
+
+def _overlap(num: int) -> tuple[slice, slice]:
+    """Where what stays inside comes to lie, and where it lay, if an axis moves by `num` bins."""
+    inside, moved = slice(max(num, 0), None if num >= 0 else num), slice(max(-num, 0), None if num <= 0 else -num)
+    return inside, moved
