@@ -363,7 +363,7 @@ async def test_a_candidate_is_compared_on_live_frames_before_anybody_sees_its_an
             num_asked += 1
             assert answer.headers["x-model-version"] == "1" or app.state.live.version == 2
         assert num_asked >= 3
-        await until(lambda: registry.aliases()["champion"] == 2)
+        await until(lambda: registry.history()[-1]["moved"].get("champion") == 2)
     assert "agrees with the live model on 100.0% of 6 live frames" in registry.history()[-1]["why"]
 
 
@@ -383,7 +383,7 @@ async def test_without_traffic_a_candidate_does_not_wait_for_ever(tmp_path: Path
     async with serving(tmp_path, shadow_frames=4, shadow_timeout_s=0.05) as (app, _):
         await until(lambda: app.state.live.is_ready)
         attach(registry, publish(registry), tiny_model(2))
-        await until(lambda: registry.aliases()["champion"] == 2)
+        await until(lambda: registry.history()[-1]["moved"].get("champion") == 2)
     assert "no live frame came" in registry.history()[-1]["why"]
 
 
