@@ -16,7 +16,7 @@ from services.ingest.metrics import IngestMetrics
 from services.ingest.site import Site
 from services.ingest.sites import Sites
 
-BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+BACKOFF_S = (0.2, 0.5, 1.0, 2.0)
 _WAIT_S = 0.1
 _SMALL_BYTES = 4 * 1024**2
 _SMALL_EVERY_S = 0.05  # between small groups: each site's part of a group costs a sync of its own
@@ -52,6 +52,12 @@ class Committer:
         if self._commit is None and (due := self._due()):
             self._commit = asyncio.create_task(self._commit_all(due))
         return not self._is_in_doubt
+
+    def forget_failure(self) -> None:
+        """The server was waited for: a commit that failed meanwhile is tried again without another wait."""
+        if self._commit is not None and self._commit.done() and isinstance(self._commit.exception(), StreamsLost):
+            self._commit = None
+            self._is_in_doubt = True
 
     def _due(self) -> list[Site]:
         now_s = time.monotonic()

@@ -267,6 +267,7 @@ class IngestWorker:
         if failures in (0, len(BACKOFF_S)):  # once when it starts, once when it lasts
             self._log.warning("ingest_waits", reason=str(error), retry_in_s=delay_s)
         await asyncio.sleep(delay_s)
+        self._committer.forget_failure()
 
     async def _report(self) -> None:
         """One event and one log line of counters."""

@@ -584,6 +584,32 @@ async def test_burial_whose_answer_is_lost_is_counted_once_by_who_has_the_site(
     assert redis_client.xlen(stream_key("north", "dead")) == 3
 
 
+async def test_reading_and_committing_that_fail_together_wait_for_the_server_once(
+    publisher, redis_url, tmp_path, monkeypatch
+) -> None:
+    await publish_pairs(publisher, 0, 3)
+    async with ingest(redis_url, tmp_path) as worker:
+        await worker.sites.look()
+        worker._take_in(await worker._read())
+        worker._flush()
+
+        async def refuse(deliveries: object) -> None:
+            raise redis.ConnectionError("refused")
+
+        with monkeypatch.context() as away:
+            away.setattr(worker._consumer, "acknowledge", refuse)
+            away.setattr(commit_module, "BACKOFF_S", (0.0,))
+            away.setattr(worker_module, "BACKOFF_S", (0.0,))
+            await worker._committer.next()
+            commit = worker._committer._commit
+            assert commit is not None
+            await asyncio.wait([commit])
+            await worker._back_off(redis.ConnectionError("refused"), 0)
+        assert not await worker._committer.next()  # tried again, without raising what is over
+        await worker._committer.finish()
+        assert worker.counts["stored"] == worker.counts["radar.paired"] == 3
+
+
 async def test_letters_that_another_replica_buried_meanwhile_are_counted_by_that_one(
     publisher, redis_url, redis_client, tmp_path
 ) -> None:
