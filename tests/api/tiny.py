@@ -163,7 +163,7 @@ async def listening(data_dir: Path, **settings: Any) -> AsyncIterator[tuple[Fast
         await serving
 
 
-async def until(is_so: Callable[[], Any], *, timeout_s: float = 15.0) -> None:
+async def until(is_so: Callable[[], Any], *, timeout_s: float = 60.0) -> None:
     """Wait for a condition, with a deadline."""
     deadline_s = time.monotonic() + timeout_s
     while not is_so():

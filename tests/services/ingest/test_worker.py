@@ -70,7 +70,7 @@ async def running(worker: IngestWorker) -> AsyncIterator[None]:
             await task
 
 
-async def until(holds: Callable[[], bool], *, timeout_s: float = 15.0) -> None:
+async def until(holds: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110 - what is waited for happens on a server or a disk
             await asyncio.sleep(0.01)

@@ -30,7 +30,7 @@ from services.sensors.recordings import McapRecording
 from services.sensors.recordings.mcap_writer import McapWriter
 from tests.conftest import camera_frame, label, radar_frame
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 async def until(is_so: Callable[[], bool]) -> None:
