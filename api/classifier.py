@@ -126,12 +126,7 @@ class Classifier:
 
     def predict(self, heatmaps: npt.NDArray[np.float32], site_index: int) -> Probabilities:
         """Class probabilities. heatmaps: (B, C, R, A) float32, raw. returns: (B, classes) float32."""
-        return self.answer(heatmaps, site_index)[0]
-
-    def answer(self, heatmaps: npt.NDArray[np.float32], site_index: int) -> tuple[Probabilities, Scores | None]:
-        """Class probabilities, and unknown scores (B,) float32: None from a model without a threshold for them."""
-        found = self.run(heatmaps, self.sites(site_index, len(heatmaps)), self.answers)
-        return found[0], found[1] if len(found) > 1 else None
+        return self.run(heatmaps, self.sites(site_index, len(heatmaps)), self.answers)[0]
 
     def run(
         self, heatmaps: npt.NDArray[np.float32], sites: npt.NDArray[np.int64], outputs: Sequence[str]

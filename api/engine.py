@@ -34,10 +34,10 @@ Part = list[npt.NDArray[Any]] | Exception
 class Limits(NamedTuple):
     """max_rows: of a batch; max_waiting_rows: in line; the others as in ApiSettings."""
 
-    max_rows: int = 64
-    max_waiting_rows: int = 512
-    batch_wait_ms: float = 2.0
-    answer_timeout_s: float = 30.0
+    max_rows: int
+    max_waiting_rows: int
+    batch_wait_ms: float
+    answer_timeout_s: float
 
 
 class Engine:
@@ -48,11 +48,11 @@ class Engine:
         *,
         threads: int,
         in_loop_below_ms: float,
-        limits: Limits | None = None,
+        limits: Limits,
         count_batch: CountBatch = lambda *_: None,
     ) -> None:
         self.threads = threads
-        self._limits = limits or Limits()
+        self._limits = limits
         self._in_loop_below_ms = in_loop_below_ms
         self._count_batch = count_batch
         self._line = Line(self._limits.max_waiting_rows)

@@ -30,10 +30,10 @@ MAX_PUT_OFF_S = 600.0
 class Trial(NamedTuple):
     """What a candidate must stand before it goes live; see ApiSettings. shadow_frames 0: no live traffic."""
 
-    max_frame_ms: float = 2000.0
-    shadow_frames: int = 0
-    shadow_timeout_s: float = 300.0
-    shadow_min_agreement: float = 0.7
+    max_frame_ms: float
+    shadow_frames: int
+    shadow_timeout_s: float
+    shadow_min_agreement: float
 
 
 class Promoter:
@@ -48,7 +48,7 @@ class Promoter:
         metrics: Metrics,
         events: Events,
         poll_interval_s: float,
-        trial: Trial | None = None,
+        trial: Trial,
         load: Callable[[Path, Manifest], Classifier] = Classifier.load,
     ) -> None:
         """load: makes a warm classifier of a graph and its manifest, on a thread."""
@@ -56,7 +56,7 @@ class Promoter:
         self._exporter = exporter
         self._serving = serving
         self._live: LiveModel = serving.live
-        self._trial = trial or Trial()
+        self._trial = trial
         self._metrics = metrics
         self._events = events
         self._poll_interval_s = poll_interval_s

@@ -39,7 +39,7 @@ class Serving:
         *,
         threads: int,
         in_loop_below_ms: float,
-        limits: Limits | None = None,
+        limits: Limits,
     ) -> None:
         self.live = live
         self.statistics = Statistics()

@@ -25,7 +25,6 @@ class Comparison(NamedTuple):
 
     num_frames: int
     agreement: float
-    max_probability_change: float
 
     def __str__(self) -> str:
         if not self.num_frames:
@@ -54,7 +53,7 @@ class Shadow:
 
     async def compare(self, num_frames: int, *, timeout_s: float) -> Comparison:
         """Until so many frames were compared, or the time is over. Raises ExportError if the candidate fails."""
-        num_seen, num_agreed, max_change = 0, 0, 0.0
+        num_seen, num_agreed = 0, 0
         try:
             async with asyncio.timeout(timeout_s):
                 while num_seen < num_frames:
@@ -64,10 +63,9 @@ class Shadow:
                         continue
                     num_seen += len(found)
                     num_agreed += int((found.argmax(1) == asked.probabilities.argmax(1)).sum())
-                    max_change = max(max_change, float(np.abs(found - asked.probabilities).max()))
         except TimeoutError:
             pass
-        return Comparison(num_seen, num_agreed / num_seen if num_seen else 1.0, max_change)
+        return Comparison(num_seen, num_agreed / num_seen if num_seen else 1.0)
 
     async def _answer(self, asked: _Asked) -> Probabilities | None:
         model = self._candidate

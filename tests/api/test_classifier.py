@@ -74,8 +74,8 @@ def test_unknown_scores_come_only_with_a_threshold_in_the_manifest(registry: Reg
         version = publish(registry, unknown_threshold=threshold)
         attach(registry, version, tiny_model(version, has_unknown=True))
         classifier = Classifier.load(registry.path(version) / MODEL_FILE, registry.manifest(version))
-        scores = classifier.answer(heatmaps, 0)[1]
-        assert scores is None if expected is None else scores.tolist() == expected
+        _, *scores = classifier.run(heatmaps, classifier.sites(0, 2), classifier.answers)
+        assert [values.tolist() for values in scores] == ([] if expected is None else [expected])
 
 
 def test_a_graph_without_the_score_that_its_manifest_promises_is_refused(registry: Registry) -> None:

@@ -17,6 +17,11 @@ from api.problems import OVERLOADED, TOO_LATE, ProblemError
 OUTPUTS = ("doubled", "site")
 
 
+def limits(**changed: float) -> Limits:
+    given: dict[str, Any] = {"max_waiting_rows": 512, "batch_wait_ms": 2.0, "answer_timeout_s": 30.0} | changed
+    return Limits(max_rows=8, **given)
+
+
 class Model:
     """Stands in for a Classifier: doubles what it gets. hold(): the next calls wait until release()."""
 
@@ -46,7 +51,7 @@ def model() -> Model:
 
 @pytest.fixture
 async def engine(model: Model) -> AsyncIterator[Engine]:
-    engine = Engine(threads=1, in_loop_below_ms=0.5, limits=Limits(max_rows=8, max_waiting_rows=16))
+    engine = Engine(threads=1, in_loop_below_ms=0.5, limits=limits(max_waiting_rows=16))
     yield engine
     model.may_run.set()
     engine.close()
@@ -98,7 +103,7 @@ async def test_a_long_call_is_cut_into_batches_and_put_together_again(engine: En
 
 
 async def test_two_threads_share_a_long_call(model: Model) -> None:
-    engine = Engine(threads=2, in_loop_below_ms=0.5, limits=Limits(max_rows=8))
+    engine = Engine(threads=2, in_loop_below_ms=0.5, limits=limits())
     model.may_run.clear()
     task = asyncio.create_task(ask(engine, model, *range(8)))
     for _ in range(2):  # both are in the model at a time
@@ -111,7 +116,7 @@ async def test_two_threads_share_a_long_call(model: Model) -> None:
 
 async def test_a_model_that_takes_all_cores_is_called_once_at_a_time(model: Model) -> None:
     model.threads = 2
-    engine = Engine(threads=2, in_loop_below_ms=0.5, limits=Limits(max_rows=8))
+    engine = Engine(threads=2, in_loop_below_ms=0.5, limits=limits())
     first = await hold(engine, model)
     [second] = await line_up(engine, ask(engine, model, 1.0))
     assert not await asyncio.to_thread(model.began.acquire, timeout=0.05)
@@ -201,7 +206,7 @@ async def test_a_call_that_fails_does_not_fail_its_neighbours(engine: Engine, mo
 
 async def test_where_batches_are_cheaper_a_thread_waits_for_those_just_answered(model: Model) -> None:
     model.batch_gain = 2.0
-    engine = Engine(threads=1, in_loop_below_ms=0.5, limits=Limits(max_rows=8, batch_wait_ms=60_000.0))
+    engine = Engine(threads=1, in_loop_below_ms=0.5, limits=limits(batch_wait_ms=60_000.0))
     first = await hold(engine, model)
     tasks = await line_up(engine, *[ask(engine, model, 1.0) for _ in range(3)])
     model.may_run.set()

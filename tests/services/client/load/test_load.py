@@ -89,7 +89,7 @@ def test_latency_at_a_rate_counts_from_when_a_request_was_meant_to_be_sent() -> 
 
     def stall_once(number: int) -> bytes:
         if number == 20:
-            time.sleep(0.4)
+            time.sleep(0.4)  # it is the stall
         return ok()
 
     with scripted(stall_once) as (target, _):
