@@ -153,7 +153,8 @@ class Engine:
                 num_rows = sum(stop - start for _, start, stop in batch)
                 self._expected_rows = num_rows + self._line.num_rows if len(batch) > 1 else 0
                 self._expected_until_ns = ended_ns + int(self._limits.batch_wait_ms * 1e6)
-                self._changed.notify()
+                if self._line.num_rows:
+                    self._changed.notify()
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._deliver, batch, parts, started_ns, ended_ns)
 

@@ -25,6 +25,7 @@ from trainer.ranks import ALONE, Ranks
 from trainer.settings import TrainerSettings
 
 _MAX_SCALE = 100.0
+_NOISE_PLACES = 1 << 20
 _LOWER_RATE = "lower ECHOSIGHT_LEARNING_RATE"
 
 
@@ -69,7 +70,7 @@ class Learner:
         self.average = copy.deepcopy(self.encoder).requires_grad_(False)
         self.average_projection = copy.deepcopy(self.projection).requires_grad_(False)
         self.queue = Queue(settings.queue_size, key_dim).to(device)
-        self._noise = torch.empty(0)  # kept, as new memory costs; on the CPU: the same for any device
+        self._noise = torch.empty(0, device=device)  # drawn with the first batch that needs it
         self.optimizer = self._make_optimizer()
         self.step_num = 0
         self.num_learnt = 0  # pairs, each as often as it was in a batch
@@ -249,12 +250,25 @@ class Learner:
         if settings.gain_jitter_db:
             x += torch.empty(len(x), 1, 1, 1).normal_(0.0, settings.gain_jitter_db / unit).to(x.device)
         if settings.noise_db:
-            x += self._noise.resize_(x.shape).normal_(0.0, settings.noise_db / unit).to(x.device)
+            x.add_(self._noise_like(x), alpha=settings.noise_db / unit)
         if settings.shift_bins:
             num = settings.shift_bins
             by = torch.randint(-num, num + 1, (2,)).tolist()
             x = _shift(x, by[0], by[1])
         return x
+
+    def _noise_like(self, x: Tensor) -> Tensor:
+        """Standard normal noise in the shape of `x`: from a random place on in a stretch of it that is drawn once.
+
+        It follows from the seed alone, so a resume has the same. Numbers of its own for every step would be 2 % of
+        the step.
+        """
+        if len(self._noise) < x.numel() + _NOISE_PLACES:
+            num = max(self.settings.batch_size * x[0].numel(), x.numel()) + _NOISE_PLACES
+            generator = torch.Generator().manual_seed(self.settings.seed)  # on the CPU: the same for any device
+            self._noise = torch.randn(num, generator=generator).to(x.device)
+        place = int(torch.randint(_NOISE_PLACES, ()))
+        return self._noise[place : place + x.numel()].view_as(x)
 
     @torch.no_grad()
     def _update_average(self) -> None:

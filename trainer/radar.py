@@ -33,7 +33,7 @@ class Preprocess(nn.Module):
 
     def forward(self, heatmap: Tensor, site: Tensor) -> Tensor:
         """heatmap: (B, C, R, A) float32; site: (B,) int64 -> (B, C, R, A) float32, about unit variance."""
-        return (heatmap - self.clutter[site]) / self.scale
+        return (heatmap - self.clutter.index_select(0, site)) / self.scale
 
 
 class SmallEncoder(nn.Module):
