@@ -6,7 +6,6 @@ meanwhile: `lock` is held while what they share changes, never while an image is
 
 import bisect
 import hashlib
-import heapq
 import threading
 import zlib
 from dataclasses import dataclass, field, replace
@@ -25,9 +24,11 @@ from services.core.profiles import SiteProfile, load_profile
 from services.core.registry import InputContract
 from services.core.store import StoredPair, StoreReader
 from trainer.batches import Batch, Sample, stack_heatmaps
+from trainer.centring import Mean
 from trainer.encodings import Encoded, EncodingCache
 from trainer.feed_settings import FeedSettings
 from trainer.heldout import is_held_out, may_learn, thinned
+from trainer.pending import Key, Pending
 from trainer.queue import Scenes
 from trainer.sampling import Pool, Sampler
 from trainer.vectors import Vector
@@ -36,7 +37,6 @@ from trainer.vision import Images, VisionEncoder, decode_image
 __all__ = ["Batch", "Feed", "Sample"]
 
 _NUM_PROFILE_FRAMES = 256
-Key = tuple[str, FrameId]
 Kind = tuple[str, str, int]
 """A site, a segment, and how many bytes a heatmap has: what looks like one radar's."""
 
@@ -50,7 +50,7 @@ class _Site:
     """
 
     cache: EncodingCache
-    sums: tuple["_Sum", "_Sum"]
+    sums: tuple[Mean, Mean]
     samples: dict[FrameId, Sample] = field(default_factory=dict)
     in_order: list[Sample] = field(default_factory=list)
     held_out: list[Sample] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Feed:
         self.sampler = Sampler(self.pool, settings, seed=seed)
         self._sites: dict[str, _Site] = {}
         self._skipped: set[Key] = set()
-        self._pending = _Pending()
+        self._pending = Pending()
         self._table: npt.NDArray[np.float32] | None = None
         self._unsaved: set[str] = set()
 
@@ -462,7 +462,7 @@ class Feed:
             )
             if cache.num_taken_over:
                 self._log.info("encodings_taken_over", site=name, rows=cache.num_taken_over, from_version=2)
-            self._sites[name] = _Site(cache, (_Sum(cache.vectors.dim), _Sum(cache.vectors.dim)))
+            self._sites[name] = _Site(cache, (Mean(cache.vectors.dim), Mean(cache.vectors.dim)))
         return self._sites[name]
 
     def _profile(self, site: str) -> SiteProfile:
@@ -486,61 +486,6 @@ class Feed:
                     self.profiles[name].take_in(_three_axes(radar))
                     self._unsaved.add(name)
                     self._table = None
-
-
-class _Sum:
-    """Sum of float16 vectors in float64: exact, so that it depends on which they are and not on their order."""
-
-    def __init__(self, dim: int) -> None:
-        self._total = np.zeros(dim)
-        self._num = 0
-        self._mean: npt.NDArray[np.float32] | None = None
-
-    def add(self, vector: Vector, sign: int) -> None:
-        self._total += sign * vector.astype(np.float64)
-        self._num += sign
-        self._mean = None
-
-    def mean(self) -> npt.NDArray[np.float32]:
-        if self._mean is None:
-            self._mean = (self._total / self._num).astype(np.float32)
-        return self._mean
-
-
-class _Pending:
-    """Pairs to be encoded, over all sites, the newest first."""
-
-    def __init__(self) -> None:
-        self._pairs: dict[Key, StoredPair] = {}
-        self._heap: list[tuple[int, int, str]] = []  # and some that were let go
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def put(self, pair: StoredPair) -> None:
-        key = (pair.site, pair.id)
-        if key not in self._pairs:
-            heapq.heappush(self._heap, _newest_first(key))
-        self._pairs[key] = pair
-
-    def discard(self, key: Key) -> None:
-        self._pairs.pop(key, None)
-        if len(self._heap) > 2 * len(self._pairs) + 1024:
-            self._heap = [_newest_first(known) for known in self._pairs]
-            heapq.heapify(self._heap)
-
-    def take(self, num: int) -> list[StoredPair]:
-        taken: list[StoredPair] = []
-        while self._heap and len(taken) < num:
-            at_ns, seq, site = heapq.heappop(self._heap)
-            pair = self._pairs.pop((site, FrameId(-at_ns, -seq)), None)
-            if pair is not None:
-                taken.append(pair)
-        return taken
-
-
-def _newest_first(key: Key) -> tuple[int, int, str]:
-    return -key[1].captured_at_ns, -key[1].seq, key[0]
 
 
 def _place(samples: list[Sample], sample: Sample) -> int:
