@@ -35,7 +35,7 @@ class Metrics:
             {
                 "version": version("echosight"),
                 "python_version": platform.python_version(),
-                "onnxruntime_version": version("onnxruntime"),
+                "onnxruntime_version": onnxruntime.__version__,
             }
         )
         self._requests = Counter(

@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import AsyncIterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+import api.metrics
+from api.metrics import Metrics
 from api.problems import KINDS
 from tests.api.tiny import (
     CLASSES,
@@ -233,6 +236,18 @@ async def test_models_shows_versions_aliases_metrics_parity_and_history(tmp_path
     assert live["metrics"] == {"probe_accuracy": 0.9}
     assert live["parity"]["max_allowed"] == 1e-4
     assert [row["by"] for row in shown["history"]][-2:] == ["trainer", "test"]
+
+
+def test_the_build_info_names_whichever_onnxruntime_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(
+        name: str,
+    ) -> str:  # onnxruntime-openvino and onnxruntime-gpu are other distributions of the module
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(api.metrics, "version", version)
+    assert f'onnxruntime_version="{onnxruntime.__version__}"' in Metrics().text().decode()
 
 
 async def test_metrics_count_requests_problems_inferences_and_the_live_version(client: httpx.AsyncClient) -> None:
