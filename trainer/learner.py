@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from services.core.errors import EchosightError
+from services.core.frames import is_speed
 from services.core.registry import InputContract
 from trainer.contrast import Contrast, contrast
 from trainer.feed import Batch
@@ -48,6 +49,7 @@ class Learner:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.contract = contract
+        self._speeds = [number for number, name in enumerate(contract.channels) if is_speed(name)]
         self.key_dim = key_dim
         self.device = device
         self.ranks = ranks
@@ -242,15 +244,18 @@ class Learner:
     def augment(self, x: Tensor, mirrored: Tensor) -> Tensor:
         """Mirror what was encoded mirrored; jitter gain, add noise, shift: in units of the input's scale.
 
+        Gain and noise are of power: a channel of speeds gets neither. A mirrored scene has the same radial speeds.
         Changes `x` in place, where it can.
         """
         settings, unit = self.settings, float(self.preprocess.scale)
         rows = mirrored.nonzero()[:, 0].to(x.device)
         x[rows] = x[rows].flip(-1)
+        speeds = x[:, self._speeds]  # a copy
         if settings.gain_jitter_db:
             x += torch.empty(len(x), 1, 1, 1).normal_(0.0, settings.gain_jitter_db / unit).to(x.device)
         if settings.noise_db:
             x.add_(self._noise_like(x), alpha=settings.noise_db / unit)
+        x[:, self._speeds] = speeds
         if settings.shift_bins:
             num = settings.shift_bins
             by = torch.randint(-num, num + 1, (2,)).tolist()

@@ -47,7 +47,8 @@ class RadarFrame:
 
     heatmap: (R, A) or (C, R, A), float16 | float32 | uint8, finite; `unit` says of what ("dB", "counts").
     axes: one name per dimension, out of channel, range, azimuth.
-    channels: what each channel is, ("integrated", "moving") for instance; empty for one unnamed channel.
+    channels: what each channel is, ("integrated", "moving") for instance; empty for one unnamed channel. One whose
+    name ends in "_mps" is a speed in m/s, whatever `unit` says (is_speed).
     """
 
     site: str
@@ -129,6 +130,11 @@ Frame = RadarFrame | CameraFrame | Label
 def window_ns(window_ms: int) -> int:
     """How far apart two frames may be and still be one instant, in whole milliseconds: 31 takes 31.9, not 32.0."""
     return (window_ms + 1) * 1_000_000 - 1
+
+
+def is_speed(channel: str) -> bool:
+    """Whether a channel of this name is a speed in m/s: what changes an echo's power leaves it alone."""
+    return channel.endswith("_mps")
 
 
 def check_site(site: str) -> str:

@@ -12,7 +12,7 @@ import simplejpeg
 
 from services.core.frames import CLASSES, CameraFrame, FrameId, Label, RadarFrame
 from services.core.store import Pair, StoreLimits, StoreWriter
-from services.sensors.simulator import CHANNELS, LabelSettings, Scene
+from services.sensors.simulator import LabelSettings, Scene
 
 START_NS = 1_767_225_600_000_000_000
 """What the clock says at scene time 0, the start of 2026: the same command makes the same store."""
@@ -57,7 +57,7 @@ def _pair(scene: Scene, seq: int, *, t_s: float) -> Pair:
     image = simplejpeg.encode_jpeg(scene.camera(t_s), quality=camera.jpeg_quality, colorspace="RGB")
     axes = ("channel", "range", "azimuth")
     return Pair(
-        RadarFrame(site, seq, at_ns, heatmap=heatmap, axes=axes, channels=CHANNELS),
+        RadarFrame(site, seq, at_ns, heatmap=heatmap, axes=axes, channels=scene.settings.radar.channels),
         CameraFrame(site, seq, at_ns, image=image, shape=(camera.size_px, camera.size_px, 3)),
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from services.core.registry import InputContract
 from tests.trainer.conftest import batch_of, fill, scene
 from trainer.feed import Feed
 from trainer.feed_settings import FeedSettings
@@ -44,6 +45,18 @@ def test_radar_learns_to_name_its_image_among_the_queue(settings, feed) -> None:
     losses = steps(learner, feed, 25, rng=np.random.default_rng(0))
     chance = math.log(1 + settings.queue_size)
     assert np.mean(losses[-5:]) < chance - 0.5
+
+
+def test_gain_and_noise_are_not_put_on_speeds(settings) -> None:
+    contract = InputContract(shape=(3, 16, 8), channels=("integrated", "mean_speed_mps", "moving"))
+    jittered = settings.model_copy(update={"gain_jitter_db": 3.0, "noise_db": 2.0, "shift_bins": 0})
+    learner = Learner(jittered, contract=contract, key_dim=12, device=torch.device("cpu"))
+    x, mirrored = torch.randn(4, 3, 16, 8), torch.tensor([True, False, False, True])
+    augmented = learner.augment(x.clone(), mirrored)
+    of_mirrored_scenes = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+    assert torch.equal(augmented[:, 1], of_mirrored_scenes[:, 1])
+    for power in (0, 2):
+        assert (augmented[:, power] != of_mirrored_scenes[:, power]).all()
 
 
 def test_restored_learner_takes_the_identical_next_steps(settings, feed) -> None:

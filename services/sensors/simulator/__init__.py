@@ -4,7 +4,6 @@ from services.sensors.simulator.camera import CameraSettings
 from services.sensors.simulator.preview import preview_row, save_preview
 from services.sensors.simulator.radar import CRUW_77GHZ, IWR6843_60GHZ, RADARS, RadarSettings
 from services.sensors.simulator.scene import (
-    CHANNELS,
     Delivery,
     LabelSettings,
     ObjectTruth,
@@ -17,7 +16,6 @@ from services.sensors.simulator.traffic import TrafficSettings
 from services.sensors.simulator.troubles import DeliverySettings
 
 __all__ = [
-    "CHANNELS",
     "CRUW_77GHZ",
     "IWR6843_60GHZ",
     "RADARS",

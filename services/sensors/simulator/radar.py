@@ -4,7 +4,8 @@ Samples are scaled so that thermal noise has power 1, hence every map is in dB o
 speed recedes. It does not know what the echoes come from (targets, clutter).
 
 Sources: Richards, Fundamentals of Radar Signal Processing (radar equation, window losses); Texas Instruments
-SWRA554 (MIMO Radar: time-division phase compensation).
+SWRA554 (MIMO Radar: time-division phase compensation); Doviak and Zrnic, Doppler Radar and Weather Observations
+(moments of the Doppler spectrum).
 """
 
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ class RadarSettings:
     elevation_beamwidth_deg: float = 34.0
     num_azimuth_bins: int = 64
     still_bins: int = 1  # Doppler bins on each side of zero that the moving map leaves out
+    speed_moments: int = 0  # further maps, of the Doppler spectrum in each cell: 1 its mean, 2 its spread too
     gain_jitter_db: float = 0.6  # of the whole receiver, slow
     interference_share: float = 0.04  # of frames, hit by another radar's chirps
     interference_db: float = 22.0  # over thermal noise, while it crosses the band
@@ -68,6 +70,8 @@ class RadarSettings:
             raise SettingsError(
                 f"radar still_bins is {self.still_bins}", remedy="leave some bins for moving things"
             )
+        if not 0 <= self.speed_moments <= 2:
+            raise SettingsError(f"radar speed_moments is {self.speed_moments}", remedy="use 0, 1 or 2")
 
     @property
     def wavelength_m(self) -> float:
@@ -98,6 +102,11 @@ class RadarSettings:
     @property
     def num_virtual(self) -> int:
         return self.num_tx * self.num_rx
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What each map of a frame is: powers in dB, then speeds in m/s."""
+        return ("integrated", "moving", *("mean_speed_mps", "speed_spread_mps")[: self.speed_moments])
 
     @cached_property
     def sin_azimuth(self) -> Double:
@@ -259,6 +268,7 @@ class RadarProcessor:
         lag = (elements // s.num_rx)[:, None] / s.num_tx  # of a transmitter, in frame intervals
         self._tdm = np.exp(-2j * pi * bins / s.num_chirps * lag).astype(np.complex64)[:, :, None]  # (V, D, 1)
         self._moves = np.flatnonzero(np.abs(bins) > s.still_bins)
+        self._powers_of_speed = s.speed_mps.astype(np.float32) ** np.arange(3, dtype=np.float32)[:, None]  # (3, D)
 
     def range_doppler_cube(self, cube: Complex) -> Complex:
         """(V, M, N) samples to (V, D, R), TDM-compensated, noise still 1. Doppler ascends, zero is at D // 2."""
@@ -274,20 +284,33 @@ class RadarProcessor:
         return np.asarray(power.reshape(-1, *spectrum.shape[1:]))
 
     def heatmaps(self, cube: Complex) -> Float:
-        """(V, M, N) samples to (2, R, A) float32 dB: integrated, moving."""
-        return _decibels(np.stack(self._heatmaps(self.range_doppler_cube(cube))))
+        """(V, M, N) samples to (C, R, A) float32, what `settings.channels` names."""
+        power = self.beamform(self.range_doppler_cube(cube))
+        maps = _decibels(np.stack(self._heatmaps(power)))
+        num = self.settings.speed_moments
+        return np.concatenate([maps, self._speeds(power)[:num]]) if num else maps
 
     def maps(self, cube: Complex) -> RadarMaps:
         """(V, M, N) samples to all maps."""
         spectrum = self.range_doppler_cube(cube)
-        integrated, moving = self._heatmaps(spectrum)
+        integrated, moving = self._heatmaps(self.beamform(spectrum))
         snapshot = self.beamform(np.fft.fft(cube[:, 0] * self._range_window, axis=1).astype(np.complex64)).T
         range_doppler = (np.abs(spectrum) ** 2).mean(axis=0).T
         return RadarMaps(*(_decibels(power) for power in (snapshot, integrated, moving, range_doppler)))
 
-    def _heatmaps(self, spectrum: Complex) -> tuple[Float, Float]:
-        power = self.beamform(spectrum)  # (A, D, R)
+    def _heatmaps(self, power: Float) -> tuple[Float, Float]:
+        """(A, D, R) powers to integrated and moving, (R, A) each."""
         return power.mean(axis=1).T, power[:, self._moves].max(axis=1).T
+
+    def _speeds(self, power: Float) -> Float:
+        """(A, D, R) powers to (2, R, A) m/s: the mean radial speed weighted by power, and the deviation from it.
+
+        What aliases counts where it aliases to. Noise alone has a mean near 0, the deviation of a flat spectrum.
+        """
+        total, first, second = (self._powers_of_speed @ power).transpose(1, 2, 0)  # (R, A) each
+        total = np.maximum(total, 1e-3)
+        mean = first / total
+        return np.stack([mean, np.sqrt(np.maximum(second / total - mean**2, 0))])
 
 
 def _noise_neutral(window: Double) -> Float:

@@ -38,7 +38,6 @@ from services.sensors.simulator.traffic import Track, Traffic, TrafficSettings
 from services.sensors.simulator.troubles import DeliverySettings, Planned, plan
 from services.sensors.simulator.weather import weather_at
 
-CHANNELS = ("integrated", "moving")
 _LEAST_VISIBLE = 0.12  # of an object's box; or, of a big one, this share of the picture
 _PLAINLY_VISIBLE = 0.015
 
@@ -133,7 +132,7 @@ class Scene:
         return Truth(seen[0] if seen else "empty", tuple(objects))
 
     def radar(self, t_s: float) -> npt.NDArray[np.float16]:
-        """(2, R, A) float16 dB over thermal noise: integrated, moving. (2, 128, 64) as shipped."""
+        """(C, R, A) float16, what `settings.radar.channels` names: (2, 128, 64) in dB over noise as shipped."""
         return self._processor.heatmaps(self.radar_cube(t_s)).astype(np.float16)
 
     def radar_maps(self, t_s: float) -> RadarMaps:
@@ -185,7 +184,7 @@ class Scene:
                 _stamp(start_ns, planned),
                 heatmap=self.radar(planned.captured_s),
                 axes=("channel", "range", "azimuth"),
-                channels=CHANNELS,
+                channels=self.settings.radar.channels,
             )
             yield Delivery(planned.at_s, frame)
 

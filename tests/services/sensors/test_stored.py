@@ -42,6 +42,7 @@ def test_pairs_are_of_one_instant_and_labelled_with_the_truth(scene: Scene, tmp_
         assert pair.id == (START_NS + round(t_s * 1e9), seq)
         assert pair.camera_at_ns == pair.id.captured_at_ns
         np.testing.assert_array_equal(radar.heatmap, scene.radar(t_s))
+        assert radar.channels == ("integrated", "moving")
         assert label.label == scene.truth(t_s).label
     reader.close()
 

@@ -155,6 +155,36 @@ def test_still_echo_leaves_the_moving_map_dark():
     assert maps.moving.max() < maps.integrated.max() - 50
 
 
+@pytest.mark.parametrize("settings", PRESETS, ids=lambda s: s.name)
+@pytest.mark.parametrize("share", [-0.6, 0.3, 1.4])
+def test_speed_map_holds_the_radial_speed_of_what_moves_there_folded_into_the_unambiguous_ones(settings, share):
+    limit = settings.max_speed_mps
+    with_speeds = replace(settings, speed_moments=2)
+    cube = _cube(with_speeds, _point(settings.sin_azimuth[36], 9.0), speeds_mps=[share * limit])
+    integrated, _, mean, spread = RadarProcessor(with_speeds).heatmaps(cube)
+    cell = _peak(integrated)
+    folded = (share * limit + limit) % (2 * limit) - limit
+    assert mean[cell] == pytest.approx(folded, abs=0.3 * settings.speed_bin_mps)
+    assert spread[cell] < 1.0 * settings.speed_bin_mps  # the window's own width
+
+
+def test_speed_spread_is_that_of_the_speeds_in_a_cell():
+    settings = replace(CRUW_77GHZ, speed_moments=2)
+    here = _point(settings.sin_azimuth[32], 9.0)
+    cube = _cube(settings, [here, here], speeds_mps=[-3.0, 5.0])
+    integrated, _, mean, spread = RadarProcessor(settings).heatmaps(cube)
+    cell = _peak(integrated)
+    assert mean[cell] == pytest.approx(1.0, abs=0.3)
+    assert spread[cell] == pytest.approx(4.0, abs=0.3)
+
+
+def test_noise_has_a_mean_speed_near_zero_and_the_spread_of_the_whole_spectrum():
+    settings = replace(CRUW_77GHZ, speed_moments=2)
+    heatmap = RadarProcessor(settings).heatmaps(thermal_noise(settings, np.random.default_rng(2)))
+    assert heatmap[2].std() < 0.2 * settings.max_speed_mps
+    assert heatmap[3].mean() == pytest.approx(settings.max_speed_mps / np.sqrt(3), rel=0.1)
+
+
 def test_element_pattern_dims_echoes_off_boresight():
     settings = CRUW_77GHZ
     points = np.array([_point(0.0, 10.0), _point(float(np.sin(np.radians(45))), 10.0)])
@@ -181,7 +211,14 @@ def test_no_echoes_is_silence():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_samples": 0}, {"chirp_interval_s": 1e-6}, {"still_bins": 40}, {"carrier_hz": -1.0}]
+    "wrong",
+    [
+        {"num_samples": 0},
+        {"chirp_interval_s": 1e-6},
+        {"still_bins": 40},
+        {"carrier_hz": -1.0},
+        {"speed_moments": 3},
+    ],
 )
 def test_settings_that_cannot_work_are_refused_with_a_remedy(wrong):
     with pytest.raises(SettingsError, match=next(iter(wrong))) as raised:

@@ -44,6 +44,16 @@ def test_frames_have_the_promised_shape_and_type(scene):
     check_heatmap(heatmap)
 
 
+def test_speeds_come_after_maps_that_they_leave_as_they_were(scene):
+    radar = replace(QUIET.radar, speed_moments=2)
+    with_speeds = Scene(load_site("demo"), seed=4, settings=replace(QUIET, radar=radar))
+    heatmap = with_speeds.radar(3.0)
+    assert np.array_equal(heatmap[:2], scene.radar(3.0))
+    assert radar.channels == ("integrated", "moving", "mean_speed_mps", "speed_spread_mps")
+    assert (heatmap.shape, heatmap.dtype) == ((4, 128, 64), np.float16)
+    check_heatmap(heatmap)
+
+
 def test_same_seed_gives_same_frames_in_any_order(scene):
     times = [31.5, 2.0, 140.25, 31.5, 77.7]
     again = Scene(load_site("demo"), seed=4, settings=QUIET)
