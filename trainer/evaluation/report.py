@@ -73,7 +73,7 @@ class Report:
             files[f"{self.name}.csv"] = _csv(self.table)
             drawn = {self.name: self.draw} if self.draw else {}
             for name, draw in (drawn | self.pictures).items():
-                files[f"{name}.png"] = _png(draw)
+                files[f"{name}.png"] = as_png(draw)
             for name, content in files.items():
                 write_atomically(out_dir / name, content)
         except OSError as error:
@@ -156,7 +156,8 @@ def require_libraries() -> None:
             raise EvaluationError(f"{name} is not installed", remedy="pip install -r requirements/evaluation.txt")
 
 
-def _png(draw: "Callable[[Figure], None]") -> bytes:
+def as_png(draw: "Callable[[Figure], None]") -> bytes:
+    """A PNG of what `draw` puts into a figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
