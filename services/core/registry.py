@@ -6,7 +6,7 @@
     models/NAME/3/model.int8.onnx          the same with its encoder in int8, if that is as accurate
     models/NAME/3/probes.npz               some stored frames, and what the checkpoint says of them
     models/NAME/aliases.json               champion (served), candidate (newest), previous (to roll back to)
-    models/NAME/history.jsonl              who moved what, when and why; only ever appended to
+    models/NAME/history.jsonl              who moved what, when and why; the oldest of many moves go in the end
 
 A version appears whole, by a rename. Neither torch nor onnxruntime is known here.
 """
@@ -34,6 +34,10 @@ MANIFEST_FILE = "manifest.json"
 Alias = Literal["champion", "candidate", "previous"]
 Verdict = Literal["promote", "hold", "refuse"]
 _ALIASES = TypeAdapter(dict[str, int])
+_MAX_HISTORY_BYTES = 4 * 2**20
+"""About a week of a version a minute. It is read whole by whoever asks for what was refused."""
+_BY_THEMSELVES = ("trainer", "api")
+"""Who moves aliases without a person."""
 
 
 class InputContract(BaseModel):
@@ -274,14 +278,30 @@ class Registry:
         return rows
 
     def prune(self, *, keep: int) -> list[int]:
-        """Remove the oldest versions beyond `keep`, never one that an alias names. Return what went."""
+        """Remove the oldest versions beyond `keep`, never one that an alias names. Return what went.
+
+        A long history loses its oldest moves with them; those of people, and of versions that are here, stay.
+        """
         named = set(self.aliases().values())
         gone = [version for version in self.versions()[:-keep] if version not in named]
         for version in gone:
             aside = self.dir / f".{version}.gone"
             (self.dir / str(version)).rename(aside)
             shutil.rmtree(aside)
+        self._shorten_history()
         return gone
+
+    def _shorten_history(self) -> None:
+        if not self._history_path.exists() or self._history_path.stat().st_size <= _MAX_HISTORY_BYTES:
+            return
+        with self._locked():
+            rows, here = self.history(), set(self.versions())
+            half = len(rows) // 2
+            stay = [
+                row for row in rows[:half] if row["by"] not in _BY_THEMSELVES or here & {*row["moved"].values()}
+            ]
+            lines = (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in (*stay, *rows[half:]))
+            write_atomically(self._history_path, b"".join(lines))
 
     def _move(self, moves: dict[str, int], *, by: str, why: str) -> None:
         write_atomically(self._aliases_path, orjson.dumps(self.aliases() | moves))

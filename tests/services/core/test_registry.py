@@ -1,4 +1,4 @@
-"""Handoff 3: versions appear whole, pointers move atomically, history is only ever appended to."""
+"""Handoff 3: versions appear whole, pointers move atomically, history keeps what is of use."""
 
 import subprocess
 import sys
@@ -160,6 +160,26 @@ def test_prune_removes_the_oldest_but_none_that_an_alias_names(registry) -> None
     assert registry.prune(keep=2) == [3, 4]
     assert registry.versions() == [1, 2, 5, 6]
     assert registry.prune(keep=10) == []
+
+
+def test_a_long_history_loses_old_moves_but_not_those_of_people_or_of_versions_that_are_here(
+    registry, monkeypatch
+) -> None:
+    registry.publish(describe, fill)
+    registry.promote(1, by="api", why="the champion stays")
+    for version in range(2, 40):
+        registry.publish(describe, fill)
+        if version == 3:
+            registry.refuse(3, by="operator", why="calls trees cyclists")
+    assert registry.prune(keep=2)  # short enough: nothing is forgotten
+    assert len(registry.history()) == 41
+    monkeypatch.setattr("services.core.registry._MAX_HISTORY_BYTES", 1000)
+    registry.prune(keep=2)
+    rows = registry.history()
+    assert [row["why"] for row in rows[:3]] == ["published", "the champion stays", "calls trees cyclists"]
+    assert [row["moved"] for row in rows[3:]] == [{"candidate": version} for version in range(19, 40)]
+    registry.promote(39, by="api", why="goes on")
+    assert registry.history()[:-1] == rows
 
 
 def test_exported_model_is_vouched_for_by_the_manifest(registry, tmp_path) -> None:
