@@ -16,8 +16,8 @@ and a checkpoint every 10. Labels age by the same clock. The site waits where th
 Twice an hour of the site: resident memory, descriptors and threads of both processes, bytes on disk, sizes of what
 they hold in memory. Both have loaded torch, which is most of what the writer takes. A table, and a picture with
 `--out`. Ends with status 1 if either process takes more memory at most in the second half than in the first, by
-`--max-growth`; what comes before the first day is over (of a shorter run: half of it) counts for neither: all that is bounded
-is full by then.
+`--max-growth`. What comes before the first day is over (of a shorter run: half of it) counts for neither: until
+then what is bounded fills.
 """
 
 import argparse
@@ -142,6 +142,12 @@ class Told:
         self.worker: TrainerWorker | None = None
         self._num = {"published": 0, "gauges": 0}
 
+    def stop_if_alone(self) -> None:
+        """Nobody writes the store any more."""
+        parent = multiprocessing.parent_process()
+        if self.worker is not None and parent is not None and not parent.is_alive():
+            self.worker.stop()
+
     def emit(self, kind: str, **values: Any) -> None:
         if kind in self._num:
             self._num[kind] += 1
@@ -193,10 +199,13 @@ def small_vision() -> VisionEncoder:
 class Clock:
     """In place of the module `time`: seconds of the site, as `now_s` has them; naps are short."""
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
+    def __init__(self, now_s: Callable[[], float], *, nap: Callable[[], None] = lambda: None) -> None:
+        """nap: called with each one."""
         self.monotonic = self.time = now_s
+        self._nap = nap
 
     def sleep(self, _: float) -> None:
+        self._nap()
         time.sleep(0.005)
 
 
@@ -206,7 +215,7 @@ def train(data_dir: Path, pipe: Connection) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     told = Told(pipe)
-    clock = Clock(lambda: told.worker.feed.came_ns(SITE) / 1e9 if told.worker else 0.0)
+    clock = Clock(lambda: told.worker.feed.came_ns(SITE) / 1e9 if told.worker else 0.0, nap=told.stop_if_alone)
     trainer_worker.time = time_share.time = clock  # type: ignore
     trainer_vision.IMAGE_PX = IMAGE_PX  # nothing is gained by making them larger first
     trainer_worker._LOOK_EVERY_S = 0.0  # each turn: a look is what moves the clock
@@ -340,15 +349,16 @@ def draw(figure: Any, samples: list[Sample]) -> None:
     for name in samples[-1].disk:
         disk.plot(days, [max(sample.disk[name], 1) / 2**20 for sample in samples], label=name)
     disk.set_ylabel("on disk, MiB")
-    for name in samples[-1].tables:
-        tables.plot(days, [max(sample.tables.get(name, 0), 0.5) for sample in samples], label=name)
+    for i, name in enumerate(samples[-1].tables):
+        entries = [max(sample.tables.get(name, 0), 0.5) for sample in samples]
+        tables.plot(days, entries, label=name, color=f"C{i % 10}", linestyle="-" if i < 10 else "--")
     tables.set_ylabel("entries in memory")
     tables.set_xlabel("days of the site")
     for axes in (disk, tables):
         axes.set_yscale("log")
     for axes in (memory, disk, tables):
         axes.set_ylim(bottom=0 if axes is memory else None)
-        axes.legend(fontsize=6, ncols=3)
+        axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
         axes.grid(alpha=0.3)
 
 
