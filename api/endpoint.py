@@ -3,6 +3,7 @@
 It passes the gate by itself and answers its own problems. Its OpenAPI operation stands in `api.operations`.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -48,6 +49,9 @@ class Endpoint(ABC):
         except ClientGoneError:
             gate.leave(scope, asked, route=self.route, status=CLIENT_GONE)
             return
+        except asyncio.CancelledError:  # a gRPC call whose deadline passed, or whose client let go of it
+            gate.leave(scope, asked, route=self.route, status=CLIENT_GONE)
+            raise
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else problems.unexpected(error)
             asked.problem = problem.kind.name

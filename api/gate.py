@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket
 from api import problems
 from api.access import Access
 from api.asked import REQUEST_ID, Asked, asked_of, peer_of, put_asked, request_id_from
+from api.hosts import Hosts
 from api.metrics import Metrics
 from api.origins import Origins
 from api.problems import ProblemError
@@ -48,6 +49,7 @@ class Gate:
         self.tracing = tracing
         self._rates = Rates(settings)
         self._origins = Origins(settings.origins)
+        self._hosts = Hosts(settings.hosts, is_open=not access.is_on)
         self._logs_all = settings.log_level == "debug"
         self._lines = Lines()
 
@@ -61,9 +63,10 @@ class Gate:
         return asked
 
     def admit(self, scope: Scope, asked: Asked, headers: Mapping[bytes, bytes]) -> None:
-        """Raises ProblemError for who may not do this, or not so often. Before the body is read."""
+        """Raises ProblemError for who may not do this, not here, or not so often. Before the body is read."""
         method = scope.get("method", "GET")  # a WebSocket begins as one
         if self.access.check(asked, headers, method, scope["path"]):
+            self._hosts.check(headers)
             self._rates.take(asked.caller, asked.key.requests_per_s if asked.key else None)
 
     def take_message(self, scope: Scope) -> None:

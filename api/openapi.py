@@ -63,6 +63,10 @@ PROBLEM_EXAMPLES = {
     "conflict": ("version 5 was refused: NaN in the answers", "promote another"),
     "too-large": ("body has 20000000 bytes or more", "send at most 16777216: fewer frames a request, or float16"),
     "wrong-media-type": ("content type is 'text/csv'", "post a .npy array as application/x-npy"),
+    "unknown-host": (
+        "host is 'radar.example', and this server asks for no keys",
+        "ask by address or as localhost, list it in ECHOSIGHT_ALLOWED_HOSTS, or use API keys",
+    ),
     "wrong-shape": ("heatmap shape is (2, 64, 64)", "send (2, 128, 64) for one frame"),
     "wrong-dtype": ("heatmap dtype is int64", "send one of float32, float16, uint8"),
     "not-finite": ("3 of 16384 values are NaN or infinite", "replace them before posting"),
@@ -123,7 +127,7 @@ def add_operations(app: FastAPI, operations: dict[str, dict[str, Any]], *, has_k
 
 
 def _add_access(schema: dict[str, Any], *, has_keys: bool) -> None:
-    """Security, 401, 403 and 429 of whatever needs a key; the id that every answer has."""
+    """Security, 401, 403, 421 and 429 of whatever needs a key; the id that every answer has."""
     schema["components"]["securitySchemes"] = SECURITY_SCHEMES
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
@@ -132,7 +136,7 @@ def _add_access(schema: dict[str, Any], *, has_keys: bool) -> None:
             if scope is not None:
                 anybody: list[dict[str, list[str]]] = [] if has_keys else [{}]
                 operation["security"] = [*anybody, *({name: [scope]} for name in SECURITY_SCHEMES)]
-                described = {str(status): row for status, row in problem_responses(401, 403, 429).items()}
+                described = {str(status): row for status, row in problem_responses(401, 403, 421, 429).items()}
                 answers |= {status: row for status, row in described.items() if status not in answers}
                 answers["401"]["headers"] = {"www-authenticate": _TEXT_HEADER}
                 answers["429"]["headers"] = {"retry-after": _SECONDS_HEADER}

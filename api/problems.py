@@ -48,6 +48,7 @@ SLOW_BODY = Kind("slow-body", 408, "The body did not arrive in time")
 CONFLICT = Kind("conflict", 409, "The registry does not allow this")
 TOO_LARGE = Kind("too-large", 413, "The body is too large")
 WRONG_MEDIA_TYPE = Kind("wrong-media-type", 415, "This kind of body is not understood")
+UNKNOWN_HOST = Kind("unknown-host", 421, "The server does not go by this name")
 WRONG_SHAPE = Kind("wrong-shape", 422, "The heatmap has the wrong shape")
 WRONG_DTYPE = Kind("wrong-dtype", 422, "The heatmap has the wrong element type")
 NOT_FINITE = Kind("not-finite", 422, "The heatmap has values that are no numbers")
@@ -77,6 +78,7 @@ KINDS = (
     CONFLICT,
     TOO_LARGE,
     WRONG_MEDIA_TYPE,
+    UNKNOWN_HOST,
     WRONG_SHAPE,
     WRONG_DTYPE,
     NOT_FINITE,

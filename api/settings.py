@@ -1,12 +1,15 @@
 """What the model server can be told. Built once, in `__main__`."""
 
 import ipaddress
+import re
 from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, field_validator
 
 from api.live_settings import LiveSettings
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")
 
 
 class ApiSettings(LiveSettings):
@@ -31,6 +34,10 @@ class ApiSettings(LiveSettings):
     )
     allowed_origins: str = Field(
         default="", description="comma-separated origins whose web pages may ask: https://a.example; empty: none"
+    )
+    allowed_hosts: str = Field(
+        default="",
+        description="comma-separated names of a server without keys, beside addresses and local names; *: any",
     )
     otel_exporter_otlp_endpoint: str = Field(
         default="",
@@ -138,6 +145,19 @@ class ApiSettings(LiveSettings):
             ):
                 raise ValueError(f"{origin!r} is no origin; use https://host or https://host:port")
         return given
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, given: str) -> str:
+        for host in _listed(given):
+            if host != "*" and not _HOST.fullmatch(host):
+                raise ValueError(f"{host!r} is no name of a host; use radar.example, without scheme and port")
+        return given
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """`allowed_hosts`, and the name that the API listens at, in lower case."""
+        return frozenset(host.lower() for host in [*_listed(self.allowed_hosts), self.api_host])
 
     @property
     def origins(self) -> frozenset[bytes]:

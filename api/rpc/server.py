@@ -1,9 +1,11 @@
 """The gRPC server: a second door to the same app, in the same event loop.
 
 A call becomes a request to the app (`api.rpc.transcoding`), with what its metadata says of who asks and with its
-deadline; a problem becomes a status with the same words.
+deadline; a problem becomes a status with the same words. gRPC cancels a call whose client is gone,
+and with it what waits in line for the model.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
@@ -27,6 +29,8 @@ FORWARDED = frozenset({"authorization", "x-api-key", "x-request-id", "traceparen
 _HEADER_BYTES = 64 * 1024
 """Of a message, beside the tensors that may be as long as a body."""
 _MAX_TIMEOUT_MS = 10**9 - 1
+_LAST_MESSAGES_S = 0.5
+"""So long a stopping server takes what a stream's client had sent before it could know."""
 _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
@@ -50,11 +54,13 @@ class RpcServer:
 
     def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
         self._app = app
-        self._address = f"{settings.api_host}:{settings.grpc_port}"
+        host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
+        self._address = f"{host}:{settings.grpc_port}"
         self._stop_grace_s = settings.stop_grace_s
         self._max_message_bytes = settings.max_body_bytes + _HEADER_BYTES
         self._max_calls = settings.max_connections
         self._server: Any = None
+        self._is_stopping = asyncio.Event()
 
     async def start(self) -> None:
         """Raises SettingsError where the port is taken."""
@@ -92,6 +98,7 @@ class RpcServer:
 
     async def stop(self) -> None:
         """Take no more calls, let those in flight finish for a while. May be called again meanwhile."""
+        self._is_stopping.set()
         if self._server is not None:
             await self._server.stop(self._stop_grace_s)
 
@@ -106,14 +113,32 @@ class RpcServer:
         return answer
 
     async def _stream(self, requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
-        """Inferences in order; one that fails does not end the stream."""
-        async for asked in requests:
+        """Inferences in order; one that fails does not end the stream, a server that stops does."""
+        while True:
+            asked = await self._next(requests)
+            if asked is None:
+                break
             answered = await self._answer(CALLS[INFER], asked, context)
             if isinstance(answered, tuple):
                 failed = pb.ModelInferResponse(id=asked.id)
                 yield pb.ModelStreamInferResponse(error_message=answered[1], infer_response=failed)
             else:
                 yield pb.ModelStreamInferResponse(infer_response=answered)
+
+        if self._is_stopping.is_set():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping; ask another server")
+
+    async def _next(self, requests: AsyncIterator[Any]) -> Any:
+        """A stream's next message; None: there is none any more, or the server stops."""
+        reading = asyncio.ensure_future(anext(requests, None))
+        stopping = asyncio.ensure_future(self._is_stopping.wait())
+        try:
+            await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reading}, timeout=_LAST_MESSAGES_S)
+            return reading.result() if reading.done() else None
+        finally:
+            stopping.cancel()
+            reading.cancel()
 
     async def _answer(self, call: Call, asked: Any, context: _Context) -> Any:
         """The message that answers, or a _Failure."""

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
@@ -275,6 +276,116 @@ def test_keys_are_asked_for_as_over_http(tmp_path: Path) -> None:
         assert client.infer("radar", [given(heatmap())], headers=predicting).as_numpy("embedding").size
         with pytest.raises(InferenceServerException, match="needs admin"):
             client.load_model("radar", headers=predicting)
+
+
+@contextmanager
+def dawdling_process(
+    tmp_path: Path,
+) -> Iterator[tuple["subprocess.Popen[bytes]", triton.InferenceServerClient, int]]:
+    """One thread answers, and takes its time where it is asked to; the process, a client, and the HTTP port."""
+    registry = registry_of(tmp_path)
+    attach(registry, publish(registry), tiny_model(1, can_dawdle=True))
+    registry.promote(1, by="test", why="test")
+    port = free_port()
+    settings = {
+        "ECHOSIGHT_GRPC_PORT": str(port),
+        "ECHOSIGHT_INFERENCE_THREADS": "1",
+        "ECHOSIGHT_IN_LOOP_BELOW_MS": "0",
+        "ECHOSIGHT_EXECUTION": "cpu-fp32",
+    }
+    with (
+        api_process(tmp_path, **settings) as (process, http_port),
+        triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+        yield process, client, http_port
+
+
+class Calls:
+    """Calls in flight, and what came of them by name: a first value, or the status of the error."""
+
+    def __init__(self, client: triton.InferenceServerClient) -> None:
+        self._client = client
+        self.outcomes: dict[str, Any] = {}
+
+    def ask(self, name: str, frame: np.ndarray, *, output: str = "probabilities", **options: Any) -> Any:
+        """returns: what can cancel the call. Calls for other outputs share no batch."""
+
+        def take(result: Any, error: Any) -> None:
+            self.outcomes[name] = error.status() if error else float(result.as_numpy(output)[0, 0])
+
+        outputs = [triton.InferRequestedOutput(output)]
+        return self._client.async_infer("radar", [given(frame)], take, outputs=outputs, **options)
+
+    def keep_busy(self, http_port: int) -> None:
+        """One call in the model, one in line, for a second or more."""
+        frame = np.full((1, *SHAPE), 4000.0, np.float32)
+        self.ask("one", frame)
+        self.ask("other", frame, output="embedding")
+        wait_for_frames_in_line(http_port, 1)
+
+    def wait(self, *names: str) -> list[Any]:
+        wait_for(lambda: self.outcomes.keys() >= set(names), timeout_s=60, what=f"answers {names}")
+        return [self.outcomes[name] for name in names]
+
+
+def metric(http_port: int, name: str) -> float:
+    """The sum over all metrics whose names begin so."""
+    lines = httpx.get(f"http://127.0.0.1:{http_port}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def wait_for_frames_in_line(http_port: int, num: int) -> None:
+    """What is in the model is not in line any more."""
+    wait_for(
+        lambda: metric(http_port, "echosight_api_waiting_frames") == num,
+        timeout_s=30,
+        what=f"{num} frames in line",
+    )
+
+
+LONG_ANSWERS = pytest.approx([probability_of(1), 4000.0])
+
+
+def test_no_work_is_done_for_a_caller_whose_deadline_passed_or_who_is_gone(tmp_path: Path) -> None:
+    infer = 'echosight_api_requests_total{route="/v2/models/{name}/infer",status='
+    with dawdling_process(tmp_path) as (_, client, http_port):
+        calls = Calls(client)
+        calls.keep_busy(http_port)
+        gone = calls.ask("gone", heatmap())
+        wait_for_frames_in_line(http_port, 2)
+        calls.ask("late", heatmap(), client_timeout=0.1)
+        assert calls.wait("late") == ["StatusCode.DEADLINE_EXCEEDED"]
+        gone.cancel()
+        assert calls.wait("one", "other") == LONG_ANSWERS
+        assert first_class(client.infer("radar", [given(heatmap())], client_timeout=60.0)) > 0
+        assert metric(http_port, "echosight_api_inference_seconds_count") == 3
+        assert metric(http_port, f'{infer}"499"') + metric(http_port, f'{infer}"504"') == 2
+
+
+def test_a_deadline_of_the_protocol_is_kept_too(tmp_path: Path) -> None:
+    with dawdling_process(tmp_path) as (_, client, http_port):
+        Calls(client).keep_busy(http_port)
+        with pytest.raises(InferenceServerException, match=r"the deadline passed after .* ms in line") as raised:
+            client.infer("radar", [given(heatmap())], timeout=100_000)  # us
+        assert raised.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+
+
+def test_calls_in_flight_finish_after_sigterm_and_the_process_ends_well(tmp_path: Path) -> None:
+    with dawdling_process(tmp_path) as (process, client, http_port):
+        calls = Calls(client)
+        streamed: list[Any] = []
+        client.start_stream(lambda result, error: streamed.append(error or result))
+        client.async_stream_infer("radar", [given(heatmap())])
+        wait_for(lambda: streamed, timeout_s=30, what="first answer of the stream")
+        calls.keep_busy(http_port)
+        client.async_stream_infer("radar", [given(heatmap())])
+        wait_for_frames_in_line(http_port, 2)
+        process.send_signal(signal.SIGTERM)
+        assert calls.wait("one", "other") == LONG_ANSWERS
+        wait_for(lambda: len(streamed) == 3, timeout_s=10, what="end of the stream")
+        assert first_class(streamed[1]) == pytest.approx(probability_of(1))
+        assert "the server is stopping; ask another server" in str(streamed[2])
+        assert process.wait(timeout=10.0) == 0
 
 
 def test_sigterm_ends_both_servers(tmp_path: Path) -> None:

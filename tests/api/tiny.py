@@ -36,9 +36,18 @@ def probability_of(version: int, *, site: int = 0) -> float:
 
 
 def tiny_model(
-    version: int, *, scale: float = 1.0, num_classes: int = 4, is_nan: bool = False, has_unknown: bool = False
+    version: int,
+    *,
+    scale: float = 1.0,
+    num_classes: int = 4,
+    is_nan: bool = False,
+    has_unknown: bool = False,
+    can_dawdle: bool = False,
 ) -> bytes:
-    """A graph of the contract. scale, num_classes, is_nan: break it. has_unknown: its score is the map's mean."""
+    """A graph of the contract. scale, num_classes, is_nan: break it. has_unknown: its score is the map's mean.
+
+    can_dawdle: a heatmap with a value of 1000 + n takes it n products of matrices, of some third of a millisecond.
+    """
     first = [probability_of(version, site=site) for site in range(len(SITES))]
     rows = np.array([[p, *[(1 - p) / (num_classes - 1)] * (num_classes - 1)] for p in first], np.float32) * scale
     if is_nan:
@@ -63,6 +72,8 @@ def tiny_model(
         numpy_helper.from_array(np.zeros(1, np.float32), "zero"),
         numpy_helper.from_array(np.ones(1, np.int64), "one"),
     ]
+    if can_dawdle:
+        nodes[2:3] = _dawdling(weights)
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -75,6 +86,43 @@ def tiny_model(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(onnx.ModelProto.SerializeToString(model))
+
+
+def _dawdling(weights: list[TensorProto]) -> list[onnx.NodeProto]:
+    """Nodes for "nothing", which take their time; their constants are added to `weights`."""
+    side = 256
+    matrix = [side, side]
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["goes_on"], ["still_goes_on"]),
+            helper.make_node("MatMul", ["product", "identity"], ["next_product"]),
+        ],
+        "step",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("product", TensorProto.FLOAT, matrix),
+        ],
+        [
+            helper.make_tensor_value_info("still_goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next_product", TensorProto.FLOAT, matrix),
+        ],
+    )
+    weights += [
+        numpy_helper.from_array(np.array(1000.0, np.float32), "usual"),
+        numpy_helper.from_array(np.eye(side, dtype=np.float32), "identity"),
+        numpy_helper.from_array(np.array(True), "true"),
+    ]
+    return [
+        helper.make_node("ReduceMax", ["heatmap"], ["highest"], keepdims=0),
+        helper.make_node("Sub", ["highest", "usual"], ["beyond"]),
+        helper.make_node("Relu", ["beyond"], ["steps"]),
+        helper.make_node("Cast", ["steps"], ["num_steps"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["num_steps", "true", "identity"], ["last_product"], body=body),
+        helper.make_node("ReduceMax", ["last_product"], ["one_again"], keepdims=0),
+        helper.make_node("Mul", ["one_again", "zero"], ["none"]),
+        helper.make_node("Mul", ["sum", "none"], ["nothing"]),
+    ]
 
 
 def publish(

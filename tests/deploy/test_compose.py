@@ -105,8 +105,19 @@ def test_workers_share_one_volume_and_wait_for_redis_to_be_healthy() -> None:
 
 def test_only_the_api_is_published_and_only_to_this_machine_unless_asked() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"api": ["${ECHOSIGHT_API_HOST:-127.0.0.1}:${ECHOSIGHT_API_PORT:-8000}:8000"]}
+    host = "${ECHOSIGHT_API_HOST:-127.0.0.1}"
+    assert published == {
+        "api": [
+            f"{host}:${{ECHOSIGHT_API_PORT:-8000}}:8000",
+            f"{host}:${{ECHOSIGHT_GRPC_PORT:-}}:${{ECHOSIGHT_GRPC_PORT:-8001}}",
+        ]
+    }
     assert SERVICES["api"]["environment"]["ECHOSIGHT_API_PORT"] == "8000"
+
+
+def test_grpc_is_off_until_its_port_is_given() -> None:
+    assert SERVICES["api"]["environment"]["ECHOSIGHT_GRPC_PORT"] is None
+    assert ApiSettings.model_fields["grpc_port"].default == 0
 
 
 def test_api_is_open_by_its_own_word_while_only_this_machine_can_ask() -> None:
