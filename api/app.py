@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ from api.versions import Versions
 from services.core.errors import SettingsError
 from services.core.logs import logger
 from services.core.registry import Registry
+from services.core.streams import process_name
 
 if TYPE_CHECKING:
     from api.rpc.server import RpcServer
@@ -250,8 +252,11 @@ def _explain_stream(app: FastAPI) -> None:
 async def _report(
     live: LiveModel, metrics: Metrics, streamed: LiveMetrics | None, events: Events, interval_s: float
 ) -> None:
-    """Publish the counters now and then."""
+    """Publish the counters now and then, under a name that no other replica has."""
+    replica = process_name(socket.gethostname())
     while True:
         await asyncio.sleep(interval_s)
         described = {"live": streamed.describe()} if streamed else {}
-        await events.emit("api", requests=metrics.num_requests, live_version=live.version, **described)
+        await events.emit(
+            "api", replica=replica, requests=metrics.num_requests, live_version=live.version, **described
+        )

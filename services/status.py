@@ -100,18 +100,17 @@ class Status:
         tables = (self._sites(), self._clocks(), self._frames(), self._curation())
         return Group(*(table for table in tables if table is not None))
 
-    def live(self) -> str:
-        """What the API makes of the radars' streams, "" if it does not say; of several replicas, the last."""
-        event = self.newest("api")
-        said = event.get("live")
-        if not isinstance(said, dict) or self.silent_s("api") is not None:
-            return ""
-        skipped, abstained = (sum(_numbers(said, name).values()) for name in ("skipped", "abstained"))
-        parts = [f"{number(said, 'predictions'):,.0f} frames of {len(_numbers(said, 'sites'))} sites classified"]
-        if "p50_ms" in said:
-            parts.append(f"{number(said, 'p50_ms'):.0f} ms from capture (p99 {number(said, 'p99_ms'):.0f})")
-        parts.append(f"{abstained:,.0f} without an answer, {skipped:,.0f} skipped")
-        return ", ".join(parts)
+    def live(self) -> dict[str, dict[str, Any]]:
+        """What each API replica that still speaks said of the radars' streams, by its name."""
+        told = {name: event.get("live") for name, event in self._of("api").items() if _age_s(event) <= _SILENT_S}
+        return {name: said for name, said in sorted(told.items()) if isinstance(said, dict)}
+
+    def live_lines(self) -> list[str]:
+        """The same in words, a line for each; whose it is only where there are several."""
+        told = self.live()
+        return [
+            f"{name}: {_classified(said)}" if len(told) > 1 else _classified(said) for name, said in told.items()
+        ]
 
     def _each_site(self) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         """Name, what is said of it, and who says so."""
@@ -169,6 +168,16 @@ class Status:
             if counts := _numbers(site, "curation"):
                 table.add_row(escape(name), _counts(counts))
         return table if table.row_count else None
+
+
+def _classified(said: Mapping[str, Any]) -> str:
+    """What one replica has made of the radars' streams."""
+    skipped, abstained = (sum(_numbers(said, name).values()) for name in ("skipped", "abstained"))
+    parts = [f"{number(said, 'predictions'):,.0f} frames of {len(_numbers(said, 'sites'))} sites classified"]
+    if "p50_ms" in said:
+        parts.append(f"{number(said, 'p50_ms'):.0f} ms from capture (p99 {number(said, 'p99_ms'):.0f})")
+    parts.append(f"{abstained:,.0f} without an answer, {skipped:,.0f} skipped")
+    return ", ".join(parts)
 
 
 def _table(*columns: str) -> Table:

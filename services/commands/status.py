@@ -57,7 +57,7 @@ def status(
             "ingest": None if streams else newest.ingest(),
             "trainer": newest.newest("trainer") or None,
             "gauges": newest.newest("gauges") or None,
-            "live": newest.newest("api").get("live"),
+            "live": newest.live(),
             "at_s": round(time.time(), 3),
         }
         print_json(found)
@@ -102,8 +102,8 @@ def _add_news(table: Table, newest: Status, *, champion: int | None) -> None:
         encoded, pending, skipped = (number(trainer, name) for name in ("pairs", "pending", "skipped"))
         images = f"{encoded:,.0f} encoded, {pending:,.0f} still to encode"
         table.add_row("images", images + (f", {skipped:,.0f} of no use to the model" if skipped else ""))
-    if live := newest.live():
-        table.add_row("live", live)
+    for line in newest.live_lines():
+        table.add_row("live", escape(line))
     heard_s = max((number(event, "at_s") for event in newest.events.values()), default=0.0)
     if heard_s:
         age_s = time.time() - heard_s

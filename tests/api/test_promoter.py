@@ -343,7 +343,7 @@ async def test_events_tell_what_went_live_and_what_was_refused(
     assert EVENTS == "echosight:events"
     assert (events["model_live"]["version"], events["model_live"]["source"]) == (1, "api")
     assert (events["model_refused"]["version"], events["model_refused"]["why"]) == (2, "no good")
-    assert events["api"].keys() >= {"requests", "live_version"}
+    assert events["api"].keys() >= {"requests", "live_version", "replica"}
 
 
 def test_every_setting_says_what_it_is() -> None:

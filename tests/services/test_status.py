@@ -150,21 +150,34 @@ def test_tables_survive_an_event_that_is_not_as_it_should_be(sites) -> None:
 
 def test_live_classification_is_told_in_a_line_and_survives_what_anybody_wrote() -> None:
     status = Status()
-    assert status.live() == ""
+    assert status.live_lines() == []
     for live in ({"predictions": "many", "sites": 3, "skipped": {"stale": None}}, 5, None):
         status.take_in([{"kind": "api", "live": live}])
-        assert status.live() in ("", "0 frames of 0 sites classified, 0 without an answer, 0 skipped")
-    live = {
-        "predictions": 1204,
-        "sites": {"north": 1000, "south": 204},
-        "abstained": {"unsure": 9, "unknown": 1},
-        "skipped": {"stale": 2},
-        "p50_ms": 12.3,
-        "p99_ms": 40.1,
-    }
-    status.take_in([{"kind": "api", "live": live}])
-    assert status.live() == (
+        assert status.live_lines() in ([], ["0 frames of 0 sites classified, 0 without an answer, 0 skipped"])
+    status.take_in([{"kind": "api", "live": LIVE}])
+    assert status.live_lines() == [
         "1,204 frames of 2 sites classified, 12 ms from capture (p99 40), 10 without an answer, 2 skipped"
-    )
-    status.take_in([{"kind": "api", "live": live, "at_s": time.time() - 60}])
-    assert status.live() == ""
+    ]
+    status.take_in([{"kind": "api", "live": LIVE, "at_s": time.time() - 60}])
+    assert status.live_lines() == []
+
+
+def test_live_classification_is_told_of_each_replica_that_still_speaks() -> None:
+    status = Status()
+    other = {"predictions": 7, "sites": {"west": 7}}
+    for replica, live, age_s in (("b", other, 1), ("a", LIVE, 3), ("killed", LIVE, 60), ("off", None, 0)):
+        status.take_in([{"kind": "api", "replica": replica, "live": live, "at_s": time.time() - age_s}])
+    assert status.live() == {"a": LIVE, "b": other}
+    first, second = status.live_lines()
+    assert first.startswith("a: 1,204 frames of 2 sites classified")
+    assert second == "b: 7 frames of 1 sites classified, 0 without an answer, 0 skipped"
+
+
+LIVE = {
+    "predictions": 1204,
+    "sites": {"north": 1000, "south": 204},
+    "abstained": {"unsure": 9, "unknown": 1},
+    "skipped": {"stale": 2},
+    "p50_ms": 12.3,
+    "p99_ms": 40.1,
+}

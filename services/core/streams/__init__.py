@@ -21,6 +21,7 @@ from services.core.streams.client import (
     connect,
     disconnect,
     masked,
+    process_name,
     stream_key,
     wait_for_server,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "disconnect",
     "kind_of",
     "masked",
+    "process_name",
     "stream_key",
     "wait_for_server",
 ]
