@@ -7,8 +7,10 @@ votes. The leases are not those of ingest, and a replica that cannot answer yet 
 import asyncio
 import contextlib
 import socket
+from collections.abc import Awaitable, Callable
 
 from api.settings import ApiSettings
+from services.core.errors import StreamsError
 from services.core.logs import Log
 from services.core.sharing import divide
 from services.core.streams import Client, NewestReader, PredictionLog, SiteLeases
@@ -25,6 +27,7 @@ class LiveSites:
         self.predictions = PredictionLog(client, self._leases)
         self._log = log
         self._has_registered = False
+        self._refused: dict[str, str] = {}
         self.ours: dict[str, int] = {}
         """Site to the token of its lease."""
 
@@ -46,12 +49,14 @@ class LiveSites:
         owners = divide(found, replicas, holders)
         for site in [site for site in self.ours if owners.get(site) != self._leases.owner]:
             await self._release(site)
+            if site not in found:
+                await self._try(site, self._reader.check)
         for site in sorted(found - self.ours.keys()):
             if (
                 owners.get(site) == self._leases.owner
                 and holders.get(site, self._leases.owner) == self._leases.owner
             ):
-                await self._take(site)
+                await self._try(site, self._take)
         await self._reader.look()
 
     def drop(self, sites: set[str]) -> None:
@@ -59,7 +64,11 @@ class LiveSites:
         for site in sites & self.ours.keys():
             del self.ours[site]
             self._reader.leave(site)
-            self._log.warning("live_site_dropped", site=site, reason="its lease went to another replica")
+            self._log.warning(
+                "live_site_dropped",
+                site=site,
+                reason="its lease is not ours any more, or predictions cannot be written",
+            )
 
     async def close(self) -> None:
         """Let others have all of it at once."""
@@ -74,12 +83,27 @@ class LiveSites:
         await self._leases.release(site, token=token)
         self._log.info("live_site_released", site=site)
 
+    async def _try(self, site: str, step: Callable[[str], Awaitable[None]]) -> None:
+        """Take a step with a site, unless one of its keys is in the way: said once, tried again at every look."""
+        try:
+            await step(site)
+        except StreamsError as error:
+            if self._refused.get(site) != str(error):
+                self._log.warning("live_site_refused", site=site, reason=str(error))
+            self._refused[site] = str(error)
+        else:
+            self._refused.pop(site, None)
+
     async def _take(self, site: str) -> None:
         """1. the lease, 2. what was predicted last: it goes on from there, as far as that is not too old."""
         token = await self._leases.acquire(site, floor=0)
         if token is None:
             return
-        after = await self.predictions.last_frame(site)
+        try:
+            after = await self.predictions.last_frame(site)
+        except StreamsError:
+            await self._leases.release(site, token=token)
+            raise
         if await self._reader.join(site, max_age_ms=self._max_age_ms, after=after):
             self.ours[site] = token
             self._log.info("live_site_taken", site=site, token=token)

@@ -145,6 +145,70 @@ async def test_goes_on_after_a_flush_and_beside_keys_that_are_no_streams(
     assert said(redis_client)[0].seq == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "of_type"),
+    [("live-lease", "list"), ("live-token", "list"), ("predictions", "string"), ("radar", "string")],
+)
+async def test_a_key_of_another_type_is_named_costs_no_other_site_and_may_be_put_right(
+    data_dir: Path,
+    redis_url: str,
+    redis_client: redis.Redis,
+    publisher: Publisher,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    of_type: str,
+) -> None:
+    key = stream_key("north", kind)
+    await publisher.publish([radar_frame(0), radar_frame(0, site="south")])
+    async with running(data_dir, redis_url) as (_, client):
+        await until(lambda: said(redis_client) and said(redis_client, "south"))
+        redis_client.delete(
+            key, stream_key("north", "live-lease")
+        )  # the token is looked at when the lease is taken
+        redis_client.set(key, "x") if of_type == "string" else redis_client.rpush(key, "x")
+        spoilt = [radar_frame(100, seq=1)] if kind == "predictions" else []  # nobody looks at it before
+        await publisher.publish([*spoilt, radar_frame(100, seq=1, site="south")])
+        await until(lambda: len(said(redis_client, "south")) == 2)
+        told = ""
+
+        def is_told() -> bool:
+            nonlocal told
+            told += "".join(capsys.readouterr())
+            return f"{key} is a {of_type}, expected a" in told and "redis-cli DEL" in told
+
+        await until(is_told, timeout_s=10.0)
+        await publisher.publish([radar_frame(200, seq=2, site="south")])
+        await until(lambda: len(said(redis_client, "south")) == 3)
+        redis_client.delete(key)
+        await publisher.publish([radar_frame(300, seq=3)])
+        await until(lambda: 3 in [one.seq for one in said(redis_client)])
+        told += "".join(capsys.readouterr())
+        assert told.count("live_site_refused") == 1
+        assert await counts(client, "echosight_live_interruptions_total", 0)
+
+
+async def test_a_register_of_another_type_is_named_and_may_be_put_right(
+    data_dir: Path,
+    redis_url: str,
+    redis_client: redis.Redis,
+    publisher: Publisher,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    redis_client.set("echosight:live:replicas", "x")
+    async with running(data_dir, redis_url):
+        told = ""
+
+        def is_told() -> bool:
+            nonlocal told
+            told += "".join(capsys.readouterr())
+            return "echosight:live:replicas is a string, expected a zset; delete it" in told
+
+        await until(is_told, timeout_s=10.0)
+        redis_client.delete("echosight:live:replicas")
+        await publisher.publish([radar_frame(0)])
+        await until(lambda: said(redis_client))
+
+
 async def test_waits_for_a_server_that_is_away(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [port] = free_ports(1)
     url = f"redis://127.0.0.1:{port}"
@@ -166,9 +230,9 @@ async def test_what_waited_too_long_is_skipped_and_counted(
     data_dir: Path, redis_url: str, redis_client: redis.Redis, publisher: Publisher
 ) -> None:
     key = stream_key("north", "radar")
-    async with running(data_dir, redis_url) as (_, client):
+    async with running(data_dir, redis_url) as (app, client):
         redis_client.xadd(key, {"header": "{}"}, id="1000-0")
-        await until(lambda: redis_client.exists(stream_key("north", "live-lease")))
+        await until(lambda: app.state.classification.sites.ours)
         redis_client.xadd(key, {"header": "{}"}, id="2000-0")  # read fifty years late
         await publisher.publish([radar_frame(0, seq=1)])
         await until(lambda: said(redis_client))

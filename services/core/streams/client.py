@@ -7,7 +7,7 @@ import asyncio
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -245,6 +245,25 @@ async def _look_around(client: Client) -> None:
     if isinstance(client, redis.asyncio.RedisCluster):
         with suppress(RedisError, RedisClusterException, OSError):
             await client.nodes_manager.initialize()
+
+
+async def explained(client: Client, error: ResponseError, wanted: Mapping[str, str]) -> Exception:
+    """What to raise for a refusal. wanted: the keys that it may be about, and the types that they should have."""
+    return (await wrong_types(client, wanted) or error) if "WRONGTYPE" in str(error) else error
+
+
+async def wrong_types(client: Client, wanted: Mapping[str, str]) -> StreamsError | None:
+    """What names those of the keys that hold another type than wanted; None where none does."""
+    found = await send_all(client, [(key, ("TYPE", key)) for key in wanted])
+    held = {
+        key: kind.decode() if isinstance(kind, bytes) else str(kind)
+        for key, kind in zip(wanted, found, strict=True)
+    }
+    wrong = {key: kind for key, kind in held.items() if kind not in ("none", wanted[key])}
+    if not wrong:
+        return None
+    what = " and ".join(f"{key} is a {kind}, expected a {wanted[key]}" for key, kind in wrong.items())
+    return StreamsError(what, remedy=f"delete it: redis-cli DEL {' '.join(repr(key) for key in wrong)}")
 
 
 @asynccontextmanager

@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import orjson
+from redis.exceptions import ResponseError
 
-from services.core.streams.client import Client, passing_as_lost, process_name, send_all, stream_key
+from services.core.streams.client import (
+    Client,
+    explained,
+    passing_as_lost,
+    process_name,
+    send_all,
+    stream_key,
+)
 from services.core.streams.scripts import Call, Script, call
 
 Task = Literal["ingest", "live"]
@@ -30,13 +38,16 @@ return token
 """KEYS: lease, token. ARGV: owner, floor, ttl_ms. Asked again by its owner (an answer got lost): a newer token."""
 
 _RENEW = Script("""
-local held = redis.call('GET', KEYS[1])
+local held = redis.pcall('GET', KEYS[1])
 if held == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-if held or redis.call('GET', KEYS[2]) ~= ARGV[3] then return 0 end
+if held or redis.pcall('GET', KEYS[2]) ~= ARGV[3] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """)
-"""KEYS: lease, token. ARGV: value, ttl_ms, token. One that ran out is ours still if no token was given since."""
+"""KEYS: lease, token. ARGV: value, ttl_ms, token. One that ran out is ours still if no token was given since.
+
+A key of another type is no lease: it is lost, and the other sites' are renewed all the same.
+"""
 
 _RELEASE = Script("""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -86,8 +97,13 @@ class SiteLeases:
         """A token greater than `floor` and than any given for `site` before; None while another holds the site.
 
         floor: the newest token that the site's store has seen. It makes up for a counter lost to a flush.
+        Raises StreamsError where a key is of another type.
         """
-        [token] = await call(self._client, [Call(_ACQUIRE, self._keys(site), (self.owner, floor, self._ttl_ms))])
+        keys = self._keys(site)
+        try:
+            [token] = await call(self._client, [Call(_ACQUIRE, keys, (self.owner, floor, self._ttl_ms))])
+        except ResponseError as error:
+            raise await explained(self._client, error, dict.fromkeys(keys, "string")) from None
         return None if token is None else int(token)
 
     @passing_as_lost()
@@ -107,10 +123,15 @@ class SiteLeases:
 
     @passing_as_lost()
     async def register(self) -> list[Replica]:
-        """Say that this replica lives, for another `ttl_ms`; all that do, this one included."""
-        [members] = await call(
-            self._client, [Call(_REGISTER, (_REGISTERS[self._task],), (self._registered, self._ttl_ms))]
-        )
+        """Say that this replica lives, for another `ttl_ms`; all that do, this one included.
+
+        Raises StreamsError where the key is of another type.
+        """
+        key = _REGISTERS[self._task]
+        try:
+            [members] = await call(self._client, [Call(_REGISTER, (key,), (self._registered, self._ttl_ms))])
+        except ResponseError as error:
+            raise await explained(self._client, error, {key: "zset"}) from None
         return [_replica(member) for member in members]
 
     @passing_as_lost()

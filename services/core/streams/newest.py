@@ -23,6 +23,7 @@ from services.core.streams.client import (
     send_all,
     sites_with,
     stream_key,
+    wrong_types,
 )
 from services.core.streams.scripts import Call, Script, call
 
@@ -84,6 +85,13 @@ class NewestReader:
         start = f"{now_ms - max_age_ms}-0" if max_age_ms else newest
         self._positions[site] = min(max(start, after, key=_order), newest, key=_order)
         return True
+
+    @passing_as_lost()
+    async def check(self, site: str) -> None:
+        """Raises StreamsError where the key of its stream holds something else, and StreamsLost errors."""
+        error = await wrong_types(self._client, {stream_key(site, self._kind): "stream"})
+        if error is not None:
+            raise error
 
     def leave(self, site: str) -> None:
         self._positions.pop(site, None)

@@ -12,6 +12,7 @@ from services.core.predictions import Prediction, decode_prediction, encode_pred
 from services.core.streams.client import (
     PREDICTIONS_MAX_ENTRIES,
     Client,
+    explained,
     passing_as_lost,
     send_all,
     stream_key,
@@ -20,7 +21,7 @@ from services.core.streams.leases import SiteLeases
 from services.core.streams.scripts import Call, Script, call
 
 _PUBLISH = Script("""
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+if redis.pcall('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'stream' and kind ~= 'none' then return 0 end
 for i = 3, #ARGV do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'header', ARGV[i]) end
@@ -56,11 +57,14 @@ class PredictionLog:
 
     @passing_as_lost()
     async def last_frame(self, site: str) -> str:
-        """The radar stream's id of the frame that was predicted last; "" if none is known. Raises StreamsLost."""
+        """The radar stream's id of the frame that was predicted last; "" if none is known.
+
+        Raises StreamsLost errors, and StreamsError where the key is no stream.
+        """
         key = stream_key(site, "predictions")
         [entries] = await send_all(self._client, [(key, ("XREVRANGE", key, "+", "-", "COUNT", 1))])
         if isinstance(entries, ResponseError):
-            return ""
+            raise await explained(self._client, entries, {key: "stream"})
         try:
             return decode_prediction(entries[0][1]).radar_id if entries else ""
         except BadFrameError:  # somebody else wrote it

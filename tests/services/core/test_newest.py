@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from services.core.errors import StreamsError
 from services.core.predictions import Prediction
 from services.core.streams import (
     PREDICTIONS_MAX_ENTRIES,
@@ -115,7 +116,8 @@ async def test_predictions_are_written_only_while_the_lease_is_ours(client, serv
     assert await log.publish({site: [prediction(3)] for site in SITES}, tokens) == {"north", "south"}
     assert server.xlen(stream_key("north", "predictions")) == 2
     assert server.get(stream_key("south", "predictions")) == b"text"
-    assert await log.last_frame("south") == ""
+    with pytest.raises(StreamsError, match="predictions is a string, expected a stream; delete it: redis-cli DEL"):
+        await log.last_frame("south")
     server.xadd(stream_key("west", "predictions"), {"header": "{}"})
     assert await log.last_frame("west") == ""
 
