@@ -37,6 +37,7 @@ _READ_BYTES = 32 * 1024**2  # wanted of one read at most, over all sites
 _MAX_READ_COUNT = 64
 _MAX_READS = 100  # in one turn: whoever publishes faster than they are read is not waited for
 _CLOSE_S = 2.0
+_EVEN = 0.5
 _CALLER = "live"  # whom the engine counts it as: its place in line is one client's
 
 
@@ -209,7 +210,7 @@ class LiveClassification:
             unknown = UnknownScore(score=score, threshold=threshold, is_unknown=score >= threshold)
         is_unknown = unknown is not None and unknown.is_unknown
         vote = self._smoother(arrival.site, model).add(frame.captured_at_ns, probabilities, is_unknown=is_unknown)
-        abstained = abstention(vote, is_unknown=is_unknown, below=self._settings.live_abstain_below)
+        abstained = abstention(vote, is_unknown=is_unknown, below=self._abstain_below(model))
         read_ms = 1e3 * (time.monotonic() - read_s)
         label = model.classes[vote.index]
         return Prediction(
@@ -231,6 +232,14 @@ class LiveClassification:
                 read=round(read_ms, 3),
             ),
         )
+
+    def _abstain_below(self, model: Classifier) -> float:
+        """What the setting says; else the release; else, of one that did not say, more likely wrong than right."""
+        given = self._settings.live_abstain_below
+        if given != "auto":
+            return given
+        released = model.manifest.abstain_below
+        return _EVEN if released is None else released
 
     def _smoother(self, site: str, model: Classifier) -> Smoother:
         """The site's window; all begin anew when a model with other classes is live."""

@@ -1,5 +1,7 @@
 """What the live classification can be told."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from services.core.settings import CoreSettings
@@ -21,8 +23,9 @@ class LiveSettings(CoreSettings):
     live_window_ms: int = Field(
         default=500, ge=1, description="a frame older than the newest by more than this has no vote, ms"
     )
-    live_abstain_below: float = Field(
-        default=0.5, ge=0, le=1, description="confidence of the vote below which no answer is given; 0: never"
+    live_abstain_below: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        default="auto",
+        description="confidence of the vote below which no answer is given; auto: the release's, 0: never",
     )
     live_lease_ms: int = Field(
         default=3000, ge=100, description="an API replica silent for so long loses its sites to others, ms"

@@ -1,4 +1,5 @@
-"""How sure an answer may be: one temperature for all logits (Guo et al. 2017), and how far off probabilities are.
+"""How sure an answer may be: one temperature for all logits (Guo et al. 2017), and how far off probabilities are;
+how sure it must be to be given at all (selective classification, Geifman and El-Yaniv 2017).
 
 Everything is measured on logits of heads that have not seen the row they judge, at the frequencies of classes in
 the stream as it was named.
@@ -8,9 +9,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LEAST_CONFIDENCE = 0.5
 _NUM_BINS = 10
 _MIN_FRAMES = 20
 _MAX_LOG = math.log(10.0)
@@ -19,21 +22,26 @@ _STEPS = 40
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """temperature: logits are divided by it. metrics: before, and after by temperatures from the other folds."""
+    """temperature: logits are divided by it. abstain_below: confidence from which on an answer is given.
+
+    metrics: before, and after by temperatures and confidences from the other folds.
+    """
 
     temperature: float
+    abstain_below: float | None
     metrics: dict[str, Any]
 
 
-def calibrate(logits: Tensor, targets: Tensor, folds: Tensor) -> Calibration:
-    """A temperature for `logits`. logits: (N, C) float32, out of fold; targets, folds: (N,) int64.
+def calibrate(logits: Tensor, targets: Tensor, folds: Tensor, *, answer_accuracy: float) -> Calibration:
+    """A temperature for `logits`, and the confidence from which on `answer_accuracy` of the answers are right.
 
-    With fewer than 20 rows it stays at 1. What is reported of "after" divides each fold by a temperature that the
-    other folds gave.
+    logits: (N, C) float32, out of fold; targets, folds: (N,) int64. With fewer than 20 rows the temperature stays
+    at 1 and nothing is known of the confidence. What is reported of "after" and "answered" is of each fold by what
+    the other folds gave.
     """
     metrics: dict[str, Any] = {"num_frames": len(targets), "ece_bins": _NUM_BINS}
     if len(targets) < _MIN_FRAMES:
-        return Calibration(1.0, metrics | {"temperature": 1.0})
+        return Calibration(1.0, None, metrics | {"temperature": 1.0})
     temperature = fit_temperature(logits, targets)
     after = logits.clone()
     for fold in sorted(set(folds.tolist())):
@@ -46,7 +54,35 @@ def calibrate(logits: Tensor, targets: Tensor, folds: Tensor) -> Calibration:
         "ece_before": round(expected_calibration_error(logits, targets), 4),
         "ece_after": round(expected_calibration_error(after, targets), 4),
     }
-    return Calibration(temperature, metrics)
+    confidence, predicted = after.softmax(1).max(1)
+    is_right = predicted == targets
+    abstain_below = fit_abstention(confidence, is_right, accuracy=answer_accuracy)
+    is_given = torch.zeros(len(targets), dtype=torch.bool)
+    for fold in sorted(set(folds.tolist())):
+        rest = folds != fold
+        below = fit_abstention(confidence[rest], is_right[rest], accuracy=answer_accuracy) if rest.any() else 0.0
+        is_given[~rest] = confidence[~rest] >= below
+    metrics |= {
+        "abstain_below": round(abstain_below, 4),
+        "answered_share": round(float(is_given.float().mean()), 4),
+        "answered_accuracy": round(float(is_right[is_given].float().mean()), 4) if is_given.any() else None,
+    }
+    return Calibration(temperature, abstain_below, metrics)
+
+
+def fit_abstention(confidence: Tensor, is_right: Tensor, *, accuracy: float) -> float:
+    """The lowest confidence from which on this share of the answers is right. confidence, is_right: (N,).
+
+    At least one half: below, an answer is more likely wrong than right. Where that accuracy is out of reach, the
+    surer half is answered all the same.
+    """
+    order = confidence.argsort(descending=True)
+    num = torch.arange(1, len(order) + 1)
+    is_enough = is_right[order].cumsum(0) >= accuracy * num
+    is_enough[: (len(order) + 1) // 2 - 1] = False
+    good = is_enough.nonzero().flatten()
+    last = int(good[-1]) if len(good) else (len(order) + 1) // 2 - 1
+    return max(LEAST_CONFIDENCE, float(confidence[order[last]]))
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:

@@ -135,7 +135,12 @@ class Releases:
         tested = fit.is_tested & by_people
         if int(tested.sum()) < MIN_TESTED:
             tested = fit.is_tested
-        calibration = calibrate(fit.logits[tested], targets[tested], fit.folds[tested])
+        calibration = calibrate(
+            fit.logits[tested],
+            targets[tested],
+            fit.folds[tested],
+            answer_accuracy=self._settings.answer_accuracy,
+        )
         open_set = fit_open_set(
             x,
             targets,
@@ -221,6 +226,7 @@ class Releases:
                 metrics=metrics,
                 lineage=_lineage(learner, feed, named),
                 unknown_threshold=threshold,
+                abstain_below=metrics["calibration"].get("abstain_below"),
             )
 
         return self._registry.publish(describe, lambda directory: save_classifier(classifier, directory))

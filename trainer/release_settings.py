@@ -36,6 +36,12 @@ class ReleaseSettings(CoreSettings):
     known_share: float = Field(
         default=0.99, gt=0.5, le=1, description="share of known frames, held out, that must not count as unknown"
     )
+    answer_accuracy: float = Field(
+        default=0.95,
+        gt=0.5,
+        le=1,
+        description="share of the answers, held out, that must be right; the others are unsure",
+    )
     max_gate_frames: int = Field(
         default=512, ge=16, description="most held-out frames that candidate and champion are compared on"
     )

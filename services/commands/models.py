@@ -206,6 +206,8 @@ def _facts(manifest: Manifest, row: dict[str, Any]) -> Iterator[tuple[str, str]]
             "temperature",
             f"{of['temperature']:.2f}: {change}, NLL {of['nll_before']:.3f} to {of['nll_after']:.3f}",
         )
+    if manifest.abstain_below is not None:
+        yield "unsure below", f"{manifest.abstain_below:.2f}"
     if manifest.unknown_threshold is not None:
         share = row["unknown"].get("accepted_share", 0)
         yield "unknown from", f"{manifest.unknown_threshold:.3f}, which accepts {_percent(share)} of known frames"

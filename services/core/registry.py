@@ -111,6 +111,8 @@ class Manifest(BaseModel):
     """None: not tried."""
     unknown_threshold: float | None = None
     """From this value of the graph's output `unknown_score` on, a frame is a stranger. None: no such output."""
+    abstain_below: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Confidence from which on an answer is given. None: too few named frames, or an older version."""
 
     @property
     def verdict(self) -> Verdict:

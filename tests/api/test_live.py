@@ -102,6 +102,28 @@ async def test_abstains_from_what_is_unknown_or_unsure(
     assert (said(redis_client)[-1].answer, said(redis_client)[-1].abstained) == (None, "unsure")
 
 
+@pytest.mark.parametrize(
+    ("released", "setting", "abstained"),
+    [(0.3, {}, ""), (0.4, {}, "unsure"), (None, {}, "unsure"), (0.4, {"live_abstain_below": "0.3"}, "")],
+)
+async def test_the_release_says_how_sure_an_answer_must_be_unless_a_setting_does(
+    tmp_path: Path,
+    redis_url: str,
+    redis_client: redis.Redis,
+    publisher: Publisher,
+    released: float | None,
+    setting: dict[str, str],
+    abstained: str,
+) -> None:
+    registry = registry_of(tmp_path)
+    attach(registry, publish(registry, abstain_below=released), tiny_model(1))  # it is sure to a third
+    registry.promote(1, by="test", why="test")
+    async with running(tmp_path, redis_url, **setting):
+        await publisher.publish([radar_frame(0)])
+        await until(lambda: said(redis_client))
+    assert said(redis_client)[-1].abstained == abstained
+
+
 async def test_new_model_answers_from_the_next_frame_on(
     data_dir: Path, redis_url: str, redis_client: redis.Redis, publisher: Publisher
 ) -> None:

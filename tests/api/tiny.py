@@ -130,6 +130,7 @@ def publish(
     *,
     shape: tuple[int, int, int] = SHAPE,
     unknown_threshold: float | None = None,
+    abstain_below: float | None = None,
     verdict: str = "promote",
 ) -> int:
     """A version as the trainer publishes it: a checkpoint, no model yet. verdict: what its gate said."""
@@ -148,6 +149,7 @@ def publish(
             metrics={"probe_accuracy": 0.9} | ({} if verdict == "promote" else {"gate": gate}),
             lineage={},
             unknown_threshold=unknown_threshold,
+            abstain_below=abstain_below,
         )
 
     return registry.publish(describe, lambda directory: _write(directory / CHECKPOINT_FILE, b"weights"))

@@ -44,6 +44,7 @@ def test_publishes_encoder_and_head_with_metrics_and_lineage(published, settings
     assert manifest.parity is None
     assert manifest.metrics["names"] == {"people": 40, "detector": 0, "sources": {"annotator": 40}}
     assert manifest.metrics["calibration"]["num_frames"] == 40
+    assert manifest.abstain_below == manifest.metrics["calibration"].get("abstain_below")
     assert manifest.unknown_threshold == manifest.metrics["unknown"]["threshold"] > 0
     assert published.history()[-1]["why"] == manifest.metrics["gate"]["why"]
 

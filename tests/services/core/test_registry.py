@@ -255,7 +255,7 @@ def test_a_manifest_from_before_the_gate_may_be_promoted_and_knows_no_stranger(r
     registry.publish(describe, fill)
     path = registry.path(1) / MANIFEST_FILE
     row = orjson.loads(path.read_bytes())
-    del row["unknown_threshold"]
+    del row["unknown_threshold"], row["abstain_below"]
     path.write_bytes(orjson.dumps(row))
     manifest = registry.manifest(1)
-    assert (manifest.verdict, manifest.unknown_threshold) == ("promote", None)
+    assert (manifest.verdict, manifest.unknown_threshold, manifest.abstain_below) == ("promote", None, None)
