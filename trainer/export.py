@@ -85,6 +85,7 @@ def export(registry: Registry, version: int, *, store_dir: Path, with_int8: bool
                 remedy=f"allowed are {parity.max_allowed:.0e} and 0; this version is not served",
             )
         registry.attach_model(version, path, parity, probes=_probes(classifier, heatmap, site))
+        del classifier  # of a large network: what follows takes enough memory
         if with_int8:
             _attach_int8(registry, version, path, store_dir=store_dir, manifest=manifest)
     return parity

@@ -74,7 +74,10 @@ class Client:
 
     def classify(self, heatmap: Heatmap, *, site: str = "") -> Prediction:
         """heatmap: (C, R, A) or (R, A), as the radar delivers it. Raises ClientError."""
-        answer = self._post("/v1/classify", _npy(_welcome(heatmap)), site)
+        frame = _welcome(heatmap)
+        if frame.ndim > 3:
+            raise RefusedError(f"heatmap shape is {frame.shape}: several frames", remedy="use classify_many")
+        answer = self._post("/v1/classify", _npy(frame), site)
         return _prediction(answer, answer)
 
     def classify_many(

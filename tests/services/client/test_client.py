@@ -86,6 +86,14 @@ def test_what_is_no_heatmap_is_refused_before_anything_is_sent(frames: Any, name
         client.classify_many(frames)
 
 
+def test_several_frames_for_one_prediction_are_refused_with_the_way_to_ask() -> None:
+    with (
+        Client("http://127.0.0.1:1", retries=0) as client,
+        pytest.raises(RefusedError, match=r"\(2, 1, 4, 4\).*classify_many"),
+    ):
+        client.classify([np.zeros((1, 4, 4))] * 2)  # type: ignore[arg-type]
+
+
 async def test_labels_and_models(url: str, redis_client: "redis.Redis") -> None:
     await using(url, lambda client: client.label("car", site="north", captured_at_ns=1, seq=2))
     assert redis_client.xlen(stream_key("north", "labels")) == 1
