@@ -17,7 +17,7 @@ from api import catalogue, labels, listeners, problems, routes, v2
 from api.access import Access
 from api.classify import PATH as CLASSIFY_PATH
 from api.classify import Classify
-from api.cores import available_cores
+from api.cores import share_of_cores
 from api.docs import add_docs
 from api.embed import PATH as EMBED_PATH
 from api.embed import Embed
@@ -37,6 +37,7 @@ from api.models import LiveModel
 from api.openapi import add_operations, problem_responses
 from api.operations import operations
 from api.problems import NO_WEBSOCKET, ProblemError
+from api.processes.pool import Pool
 from api.promoter import Promoter, Trial
 from api.reading import BodyReader
 from api.serving import Serving
@@ -98,21 +99,10 @@ def create_app(
     live, metrics, access = LiveModel(), Metrics(), Access(settings)
     tracing = make_tracing(settings)
     gate = Gate(settings, access, metrics, tracing)
-    cores = available_cores()
+    cores = share_of_cores(settings.api_processes)
     execution = Execution(settings.execution, data_dir=settings.data_dir, cores=cores, log=logger("api"))
     registry = Registry(settings.registry_dir, settings.model_name)
-    serving = Serving(
-        live,
-        metrics,
-        threads=settings.inference_threads or cores,
-        in_loop_below_ms=settings.in_loop_below_ms,
-        limits=Limits(
-            max_rows=settings.max_batch,
-            max_waiting_rows=settings.max_waiting_frames,
-            batch_wait_ms=settings.batch_wait_ms,
-            answer_timeout_s=settings.answer_timeout_s,
-        ),
-    )
+    serving = make_serving(settings, live, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -177,11 +167,7 @@ def create_app(
     streamed = LiveMetrics(metrics.registry) if is_live else None
     classification = LiveClassification(settings, serving, streamed) if streamed else None
     label_publisher = LabelPublisher(settings.redis_url)
-    hot: dict[str, Endpoint] = {
-        CLASSIFY_PATH: Classify(serving, reader, gate, max_batch=settings.max_batch),
-        EMBED_PATH: Embed(serving, reader, gate, max_batch=settings.max_batch),
-    }
-    infer = Infer(registry.name, serving, versions, reader, gate, max_batch=settings.max_batch)
+    hot, infer = hot_routes(settings, serving, versions, reader, gate)
     app = Api(
         hot,
         infer,
@@ -196,6 +182,7 @@ def create_app(
     )
     app.state.live, app.state.metrics = live, metrics
     app.state.classification = classification
+    app.state.pool = Pool(settings, live, serving, gate) if settings.api_processes > 1 else None
     rpc = app.state.rpc = _rpc_server(app, settings)
     for path in (*hot, "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
         app.router.routes.append(Route(path, hot.get(path, infer), methods=["POST"]))  # for its 405
@@ -213,6 +200,33 @@ def create_app(
     add_operations(app, operations(), has_keys=access.is_on)
     add_docs(app)
     return app
+
+
+def make_serving(settings: ApiSettings, live: LiveModel, metrics: Metrics) -> Serving:
+    """Of one process: it has its share of the cores, and of the frames that may wait."""
+    return Serving(
+        live,
+        metrics,
+        threads=settings.inference_threads or share_of_cores(settings.api_processes),
+        in_loop_below_ms=settings.in_loop_below_ms,
+        limits=Limits(
+            max_rows=settings.max_batch,
+            max_waiting_rows=max(1, settings.max_waiting_frames // settings.api_processes),
+            batch_wait_ms=settings.batch_wait_ms,
+            answer_timeout_s=settings.answer_timeout_s,
+        ),
+    )
+
+
+def hot_routes(
+    settings: ApiSettings, serving: Serving, versions: Versions, reader: BodyReader, gate: Gate
+) -> tuple[dict[str, Endpoint], Infer]:
+    """The endpoints by their paths, and that of protocol V2."""
+    hot: dict[str, Endpoint] = {
+        CLASSIFY_PATH: Classify(serving, reader, gate, max_batch=settings.max_batch),
+        EMBED_PATH: Embed(serving, reader, gate, max_batch=settings.max_batch),
+    }
+    return hot, Infer(settings.model_name, serving, versions, reader, gate, max_batch=settings.max_batch)
 
 
 def _rpc_server(app: Api, settings: ApiSettings) -> "RpcServer | None":

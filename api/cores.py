@@ -19,6 +19,11 @@ def available_cores(cgroup: Path = CGROUP, own: Path = OWN) -> int:
     return max(1, min(cores, math.ceil(min(quotas)))) if quotas else cores
 
 
+def share_of_cores(num_processes: int) -> int:
+    """What one of several equal processes may use of `available_cores`; at least 1."""
+    return max(1, available_cores() // num_processes)
+
+
 def _groups(cgroup: Path, own: Path) -> Iterator[Path]:
     """The roots of version 2 and 1, and every group from there down to ours."""
     roots = {"": cgroup, "cpu": cgroup / "cpu"}

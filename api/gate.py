@@ -69,6 +69,11 @@ class Gate:
             self._hosts.check(headers)
             self._rates.take(asked.caller, asked.key.requests_per_s if asked.key else None)
 
+    def has_limit(self, headers: Headers) -> bool:
+        """Whether a request with these headers counts against a rate."""
+        key = self.access.key_of(dict(headers)) if self.access.is_on else None
+        return self._rates.applies(key.requests_per_s if key else None)
+
     def take_message(self, scope: Scope) -> None:
         """Count a message of a WebSocket as a request. Raises ProblemError."""
         asked = asked_of(scope)

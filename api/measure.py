@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from api.cores import available_cores
+from api.cores import share_of_cores
 from api.execution import AUTO, Choice, Execution
 from api.providers import VARIANTS, has
 from api.settings import ApiSettings
@@ -44,7 +44,8 @@ def _measure(version: int, *, save: bool) -> str:
     if not number:
         raise EchosightError(f"model {registry.name} has no champion yet", remedy="name a --version")
     manifest, directory = registry.manifest(number), registry.path(number)
-    execution = Execution(AUTO, data_dir=settings.data_dir, cores=available_cores(), log=log)
+    cores = share_of_cores(settings.api_processes)
+    execution = Execution(AUTO, data_dir=settings.data_dir, cores=cores, log=log)
     has_int8 = manifest.int8 is not None and manifest.int8.is_kept
     variants = [
         variant for variant in VARIANTS.values() if has(variant) and (has_int8 or variant.file != INT8_FILE)

@@ -1,4 +1,7 @@
-"""What the model server counts, for Prometheus. One registry an app, so that several can live in one process."""
+"""What the model server counts, for Prometheus. One registry an app, so that several can live in one process.
+
+What other processes of the server have counted of requests is added when it is read.
+"""
 
 import math
 import platform
@@ -18,6 +21,7 @@ from prometheus_client import (
 )
 
 from api.problems import KINDS
+from api.tallies import Row, Tallies, rows_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -117,7 +121,20 @@ class Metrics:
             ["variant", "threads", "onnxruntime"],
             registry=self.registry,
         )
-        self.num_requests = 0
+        self.processes = Gauge(
+            "echosight_api_processes", "Processes that answer, this one included", registry=self.registry
+        )
+        self.processes.set(1)
+        self.lost_processes = Counter(
+            "echosight_api_lost_processes", "Processes that ended without being told to", registry=self.registry
+        )
+        self.tallies = Tallies()
+        self._num_requests = 0
+
+    @property
+    def num_requests(self) -> int:
+        """Answered so far, by all processes."""
+        return self._num_requests + int(self.tallies.total("echosight_api_requests_total"))
 
     def set_execution(self, variant: str, *, threads: int) -> None:
         """Say what runs the live model, and nothing of what ran the one before."""
@@ -126,7 +143,7 @@ class Metrics:
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """One answer. route: its path, parameters unfilled."""
-        self.num_requests += 1
+        self._num_requests += 1
         counter = self._by_route_and_status.get((route, status))
         if counter is None:
             counter = self._requests.labels(route, str(status))
@@ -148,5 +165,9 @@ class Metrics:
         self._live_version.set(version)
         self._live_created_at_s = created_at_s
 
+    def rows(self) -> list[Row]:
+        """What this process tells another one that adds it up."""
+        return rows_of(self.registry)
+
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(self.tallies.added_to(self.registry))

@@ -4,6 +4,8 @@ A request takes the reference once and keeps it, so its answer and its version l
 and a model that was swapped out lives until its last request is done. Only the event loop's thread swaps.
 """
 
+from collections.abc import Callable
+
 from api.classifier import Classifier
 
 
@@ -17,6 +19,8 @@ class LiveModel:
         self.has_looked = False
         """Whether the registry has been looked into once: from then on the server is up."""
         self.is_stopping = False
+        self.followers: list[Callable[[Classifier], None]] = []
+        """Called after a swap, with the model that is live now."""
 
     @property
     def version(self) -> int | None:
@@ -31,3 +35,5 @@ class LiveModel:
         """Let a warm `classifier` answer from the next request on."""
         self.current = classifier
         self.num_swaps += 1
+        for follow in self.followers:
+            follow(classifier)

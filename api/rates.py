@@ -26,7 +26,7 @@ class Rates:
 
     def take(self, caller: str, requests_per_s: float | None) -> None:
         """Count one request. requests_per_s: of this caller, if it has a limit of its own. Raises ProblemError."""
-        per_s = self._default_per_s if requests_per_s is None else requests_per_s
+        per_s = self._limit_per_s(requests_per_s)
         if not per_s:
             return
         interval_s = min(1.0 / per_s, MAX_INTERVAL_S)
@@ -44,6 +44,13 @@ class Rates:
         if caller not in self._full_at_s and len(self._full_at_s) >= MAX_CALLERS:
             self._forget(now_s)
         self._full_at_s[caller] = full_at_s
+
+    def applies(self, requests_per_s: float | None) -> bool:
+        """Whether a caller with this limit of its own, if it has one, has any."""
+        return bool(self._limit_per_s(requests_per_s))
+
+    def _limit_per_s(self, own_per_s: float | None) -> float:
+        return self._default_per_s if own_per_s is None else own_per_s
 
     def _forget(self, now_s: float) -> None:
         """Make room: a bucket that is full is as good as none; if most are not, all are forgotten."""

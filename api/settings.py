@@ -50,8 +50,16 @@ class ApiSettings(LiveSettings):
         le=65535,
         description="port of the gRPC server, beside the HTTP one; 0: none. Needs `echosight[grpc]`",
     )
+    api_processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="processes that answer the hot routes; they share the cores and the frames that may wait",
+    )
     max_connections: int = Field(
-        default=1024, ge=1, description="connections that the API serves at a time; one more is answered by 503"
+        default=1024,
+        ge=1,
+        description="connections that one process of the API serves at a time; one more is answered by 503",
     )
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024, ge=1024, description="largest request body that the API reads"

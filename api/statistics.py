@@ -1,7 +1,9 @@
 """What each version has answered since the server started, in the terms of protocol V2's statistics extension."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 MAX_VERSIONS = 32
 """Versions that are counted apart; those that answered longest ago go first."""
@@ -18,6 +20,10 @@ class Duration:
         self.count += 1
         self.ns += ns
 
+    def include(self, other: "Duration") -> None:
+        self.count += other.count
+        self.ns += other.ns
+
 
 @dataclass(slots=True)
 class VersionCounts:
@@ -33,16 +39,66 @@ class VersionCounts:
     fail: Duration = field(default_factory=Duration)
     by_batch: dict[int, Duration] = field(default_factory=dict)
 
+    @classmethod
+    def of_told(cls, told: Mapping[str, Any]) -> Self:
+        """What `Statistics.untold` says of a version, after it was JSON."""
+        return cls(
+            num_frames=told["num_frames"],
+            num_calls=told["num_calls"],
+            last_at_ms=told["last_at_ms"],
+            by_batch={int(size): Duration(**took) for size, took in told["by_batch"].items()},
+            **{name: Duration(**told[name]) for name in _DURATIONS},
+        )
+
+    def include(self, other: "VersionCounts") -> None:
+        """Add what was counted elsewhere."""
+        self.num_frames += other.num_frames
+        self.num_calls += other.num_calls
+        self.last_at_ms = max(self.last_at_ms, other.last_at_ms)
+        for name in _DURATIONS:
+            getattr(self, name).include(getattr(other, name))
+        for size, took in other.by_batch.items():
+            self.by_batch.setdefault(size, Duration()).include(took)
+
+
+_DURATIONS = ("queue", "inference", "decode", "encode", "fail")
+
 
 class Statistics:
     """Counters by version. Only the event loop's thread counts."""
 
     def __init__(self) -> None:
         self._versions: dict[int, VersionCounts] = {}
+        self._elsewhere: dict[int, dict[int, VersionCounts]] = {}
+        self._untold: set[int] = set()
 
     def of(self, version: int) -> VersionCounts:
-        """The counters of a version, all zero if it has not answered yet."""
-        return self._versions.get(version, VersionCounts())
+        """The counters of a version, of all processes; all zero if it has not answered yet."""
+        total = VersionCounts()
+        for versions in (self._versions, *self._elsewhere.values()):
+            if version in versions:
+                total.include(versions[version])
+        return total
+
+    def untold(self) -> dict[int, dict[str, Any]]:
+        """The totals that another process, which adds them up, does not know: of what counted since `has_told`."""
+        return {version: asdict(self._versions[version]) for version in self._untold if version in self._versions}
+
+    def has_told(self) -> None:
+        """What `untold` said has arrived."""
+        self._untold.clear()
+
+    def tell(self, process: int, told: Mapping[str, Mapping[str, Any]]) -> None:
+        """What another process has counted of some versions, in place of what it told of them before."""
+        known = self._elsewhere.setdefault(process, {})
+        for version, counts in told.items():
+            known[int(version)] = VersionCounts.of_told(counts)
+            _forget_oldest(known)
+
+    def end(self, process: int) -> None:
+        """Another process has ended: what it has counted stays."""
+        for version, counts in self._elsewhere.pop(process, {}).items():
+            self._counts(version).include(counts)
 
     def count(self, version: int, num_frames: int, *, queue_ns: int, inference_ns: int) -> None:
         """One request's frames, answered."""
@@ -73,9 +129,14 @@ class Statistics:
 
     def _counts(self, version: int) -> VersionCounts:
         counts = self._versions.get(version)
+        self._untold.add(version)
         if counts is None:
             counts = self._versions[version] = VersionCounts()
-            if len(self._versions) > MAX_VERSIONS:
-                oldest = min(self._versions, key=lambda known: self._versions[known].last_at_ms or 2**63)
-                del self._versions[oldest]
+            _forget_oldest(self._versions)
         return counts
+
+
+def _forget_oldest(versions: dict[int, VersionCounts]) -> None:
+    """Keep MAX_VERSIONS; one that has not answered yet is new."""
+    if len(versions) > MAX_VERSIONS:
+        del versions[min(versions, key=lambda version: versions[version].last_at_ms or 2**63)]

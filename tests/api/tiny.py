@@ -15,8 +15,8 @@ import onnx
 from fastapi import FastAPI
 from onnx import TensorProto, helper, numpy_helper
 
-from api.__main__ import Server, uvicorn_config
 from api.app import create_app
+from api.server import Server, uvicorn_config
 from api.settings import ApiSettings
 from services.core.logs import logger
 from services.core.registry import CHECKPOINT_FILE, InputContract, Manifest, Parity, Registry
@@ -201,7 +201,7 @@ async def listening(data_dir: Path, **settings: Any) -> AsyncIterator[tuple[Fast
     given = {"poll_interval_s": 0.02, "inference_threads": 2, "redis_url": "", "api_port": 0, **settings}
     read = ApiSettings.read(data_dir=data_dir, **given)
     app = create_app(read, export_command=export_command(data_dir / "prepared"))
-    server = Server(uvicorn_config(app, read), live=app.state.live, log=logger("test"))
+    server = Server(uvicorn_config(app, read, switch=app.state.pool), live=app.state.live, log=logger("test"))
     serving = asyncio.create_task(server.serve())
     try:
         await until(lambda: server.started and (app.state.live.is_ready or app.state.live.waiting_for))
