@@ -13,39 +13,40 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from api import catalogue, labels, listeners, problems, routes, v2
-from api.access import Access
-from api.classify import PATH as CLASSIFY_PATH
-from api.classify import Classify
+from api import problems
+from api.access.gate import Gate
+from api.access.keys import Access
+from api.access.tracing import Tracing, make_tracing
+from api.answering.engine import Limits
+from api.answering.serving import Serving
+from api.bodies.reading import BodyReader
 from api.cores import share_of_cores
-from api.docs import add_docs
-from api.embed import PATH as EMBED_PATH
-from api.embed import Embed
-from api.endpoint import Endpoint
-from api.engine import Limits
 from api.events import Events
-from api.execution import Execution
-from api.exporter import DEFAULT_COMMAND, Exporter
-from api.gate import Gate
-from api.infer import Infer, is_infer
-from api.labels import LabelPublisher
-from api.listeners import Listeners
-from api.live import LiveClassification
-from api.live_metrics import LiveMetrics
+from api.live.classification import LiveClassification
+from api.live.metrics import LiveMetrics
 from api.metrics import Metrics
-from api.models import LiveModel
-from api.openapi import add_operations, problem_responses
-from api.operations import operations
+from api.models.execution import Execution
+from api.models.live import LiveModel
 from api.problems import NO_WEBSOCKET, ProblemError
 from api.processes.pool import Pool
-from api.promoter import Promoter, Trial
-from api.reading import BodyReader
-from api.serving import Serving
+from api.releases.exporter import DEFAULT_COMMAND, Exporter
+from api.releases.promoter import Promoter, Trial
+from api.releases.versions import Versions
+from api.routes import catalogue, labels, listeners, probes, v2
+from api.routes.classify import PATH as CLASSIFY_PATH
+from api.routes.classify import Classify
+from api.routes.docs import add_docs
+from api.routes.embed import PATH as EMBED_PATH
+from api.routes.embed import Embed
+from api.routes.endpoint import Endpoint
+from api.routes.infer import Infer, is_infer
+from api.routes.labels import LabelPublisher
+from api.routes.listeners import Listeners
+from api.routes.openapi import add_operations, problem_responses
+from api.routes.operations import operations
+from api.routes.stream import PATH as STREAM_PATH
+from api.routes.stream import Stream
 from api.settings import ApiSettings
-from api.stream import PATH as STREAM_PATH
-from api.stream import Stream
-from api.tracing import Tracing, make_tracing
-from api.versions import Versions
 from services.core.errors import SettingsError
 from services.core.logs import logger
 from services.core.registry import Registry
@@ -194,7 +195,7 @@ def create_app(
         listeners.make_router(event_listeners),
         catalogue.make_router(live, registry, reader),
         v2.make_router(registry, serving, versions, reader, max_batch=settings.max_batch),
-        routes.make_router(registry.name, live, metrics),
+        probes.make_router(registry.name, live, metrics),
     ):
         app.include_router(router)
     add_operations(app, operations(), has_keys=access.is_on)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from fastapi import FastAPI
 
-from api.models import LiveModel
+from api.models.live import LiveModel
 from api.processes.movable import MovableHttp, Switch
 from api.protocol import BoundedHttp
 from api.settings import ApiSettings

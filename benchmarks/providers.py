@@ -19,9 +19,9 @@ import onnxruntime
 import simplejpeg
 import torch
 
-from api.classifier import Classifier, read_probes
 from api.cores import available_cores
-from api.providers import BATCH, CPU_FP32, VARIANTS, cpu_name, has
+from api.models.classifier import Classifier, read_probes
+from api.models.providers import BATCH, CPU_FP32, VARIANTS, cpu_name, has
 from services.core.errors import EchosightError
 from services.core.frames import CLASSES, CameraFrame, RadarFrame
 from services.core.registry import INT8_FILE, MODEL_FILE, InputContract, Manifest, Registry

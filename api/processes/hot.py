@@ -1,7 +1,7 @@
 """Which requests any process can answer: those that need the live model and nothing else."""
 
-from api.classify import PATH as CLASSIFY_PATH
-from api.embed import PATH as EMBED_PATH
+from api.routes.classify import PATH as CLASSIFY_PATH
+from api.routes.embed import PATH as EMBED_PATH
 
 _PATHS = frozenset({CLASSIFY_PATH.encode(), EMBED_PATH.encode()})
 

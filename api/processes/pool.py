@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from api.classifier import Classifier
-from api.gate import Gate
-from api.models import LiveModel
+from api.access.gate import Gate
+from api.answering.serving import Serving
+from api.models.classifier import Classifier
+from api.models.live import LiveModel
 from api.processes.channel import Channel, pair
 from api.processes.hot import is_hot
 from api.processes.movable import MovableHttp, Place, Switch
-from api.serving import Serving
 from api.settings import ApiSettings
 from services.core.logs import logger
 
@@ -162,7 +162,7 @@ class Pool(Switch):
         ours, theirs = pair()
         with theirs:
             child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "api.processes", str(theirs.fileno())),
+                *(sys.executable, "-m", "api.worker", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # a Ctrl-C is for us; it ends when its end of the channel does

@@ -15,10 +15,10 @@ import orjson
 from starlette.types import ASGIApp, Message, Scope
 
 from api.problems import ProblemError, unexpected
+from api.routes.terms import TIMEOUT_HEADER
 from api.rpc import open_inference_pb2 as pb
 from api.rpc.transcoding import CALLS, INFER, SERVICE, Call, Reply, Request
 from api.settings import ApiSettings
-from api.terms import TIMEOUT_HEADER
 from services.core.errors import SettingsError
 from services.core.logs import logger
 

@@ -13,9 +13,9 @@ import orjson
 from google.protobuf import json_format  # type: ignore[import-untyped]
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 
-from api import tensors
-from api.inference import HEADER_LENGTH
+from api.bodies import tensors
 from api.problems import BAD_REQUEST_VALUE, WRONG_DTYPE, ProblemError
+from api.routes.inference import HEADER_LENGTH
 from api.rpc import open_inference_pb2 as pb
 
 SERVICE = "inference.GRPCInferenceService"

@@ -14,7 +14,7 @@ from services.core.errors import EchosightError
 from services.core.registry import INT8_FILE, MODEL_FILE
 from services.core.settings import CoreSettings
 
-MODULE = "api.measure"
+MODULE = "api.models.measure"
 _BATCH = 8
 
 

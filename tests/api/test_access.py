@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from api.access import MAX_KNOWN, Access, caller_of, needed_scope
+from api.access.keys import MAX_KNOWN, Access, caller_of, needed_scope
 from api.app import create_app
 from api.asked import Asked, put_asked
 from api.settings import ApiSettings

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.bodies import Posted, decode
+from api.bodies.frames import Posted, decode
 from api.problems import ProblemError
 from services.core.registry import InputContract
 from tests.api.tiny import SHAPE, heatmap, npy

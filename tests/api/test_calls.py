@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.calls import Call, Line, Terms
-from api.classifier import Classifier
+from api.answering.calls import Call, Line, Terms
+from api.models.classifier import Classifier
 
 MODELS = [object.__new__(Classifier) for _ in range(2)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from api.classifier import Classifier
+from api.models.classifier import Classifier
 from services.core.errors import ExportError
 from services.core.registry import MODEL_FILE, Registry
 from tests.api.tiny import SHAPE, attach, heatmap, probability_of, publish, registry_of, tiny_model

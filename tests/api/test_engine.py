@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from api.calls import Terms
-from api.engine import Engine, Limits
+from api.answering.calls import Terms
+from api.answering.engine import Engine, Limits
 from api.problems import OVERLOADED, TOO_LATE, ProblemError
 
 OUTPUTS = ("doubled", "site")

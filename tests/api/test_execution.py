@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import structlog
 
-from api import execution
-from api.classifier import Classifier, Probes
-from api.execution import Execution, Measurement
+from api.models import execution
+from api.models.classifier import Classifier, Probes
+from api.models.execution import Execution, Measurement
 from api.settings import ApiSettings
 from services.core.errors import SettingsError
 from services.core.registry import INT8_FILE, MODEL_FILE, PROBES_FILE, Int8, Manifest, Registry

@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
-from api.gate import MAX_LINES_PER_S, Lines
+from api.access.gate import MAX_LINES_PER_S, Lines
 from api.settings import ApiSettings
 from services.core.errors import SettingsError
 from tests.api.tiny import heatmap, listening, npy, publish_champion, registry_of, serving, until

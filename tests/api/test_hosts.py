@@ -9,7 +9,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from api.hosts import is_private, name_in
+from api.access.hosts import is_private, name_in
 from api.settings import ApiSettings
 from services.core.errors import SettingsError
 from tests.api.test_access import bearer, make_keys

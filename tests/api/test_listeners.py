@@ -10,11 +10,11 @@ import httpx
 import orjson
 import pytest
 
-from api.access import Access
-from api.gate import Gate
-from api.listeners import EventStream, Listeners, Wish
+from api.access.gate import Gate
+from api.access.keys import Access
 from api.metrics import Metrics
-from api.models import LiveModel
+from api.models.live import LiveModel
+from api.routes.listeners import EventStream, Listeners, Wish
 from api.settings import ApiSettings
 from services.core.streams import EventLog
 from tests.api.tiny import listening, serving

@@ -12,7 +12,7 @@ import pytest
 import redis
 from fastapi import FastAPI
 
-from api.live import choose
+from api.live.classification import choose
 from services.core.embedded import start_embedded_server
 from services.core.predictions import Prediction, decode_prediction
 from services.core.streams import Publisher, stream_key

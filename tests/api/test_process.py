@@ -95,7 +95,7 @@ def test_a_connection_lives_through_refusals_and_sigterm_lets_the_last_request_f
 def test_an_export_dies_with_a_server_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "1.hang").touch()
     code = (
-        "import sys, uvloop; from pathlib import Path; from api.exporter import Exporter\n"
+        "import sys, uvloop; from pathlib import Path; from api.releases.exporter import Exporter\n"
         "path = Path(sys.argv[1])\n"
         "given = {'registry_dir': path, 'name': 'radar', 'store_dir': path, 'timeout_s': 60, 'threads': 1}\n"
         "uvloop.run(Exporter(sys.argv[2:], **given).export(1))"

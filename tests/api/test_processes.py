@@ -18,11 +18,11 @@ import pytest
 import uvicorn
 from websockets.sync.client import connect
 
+from api.answering.statistics import Statistics
 from api.metrics import Metrics
 from api.processes.movable import MovableHttp, Place, Switch
 from api.server import uvicorn_config
 from api.settings import ApiSettings
-from api.statistics import Statistics
 from services.core.keys import KeyFile, write_keys
 from tests.api.test_process import LOG, api_process
 from tests.api.tiny import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.exporter import NICENESS
+from api.releases.exporter import NICENESS
 from api.settings import ApiSettings
 from services.core.errors import RegistryError
 from services.core.registry import MODEL_FILE, Registry

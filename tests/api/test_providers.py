@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from api import providers
-from api.providers import BATCH, CPU_FP32, VARIANTS, FixedBatches, Session
+from api.models import providers
+from api.models.providers import BATCH, CPU_FP32, VARIANTS, FixedBatches, Session
 from services.core.errors import ExportError, SettingsError
 from services.core.registry import INT8_FILE, MODEL_FILE
 from tests.api.tiny import SHAPE, probability_of, tiny_model

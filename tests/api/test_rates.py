@@ -7,8 +7,8 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
+from api.access.rates import MAX_CALLERS, Rates
 from api.problems import ProblemError
-from api.rates import MAX_CALLERS, Rates
 from api.settings import ApiSettings
 from services.core.keys import KeyFile, write_keys
 from tests.api.test_access import bearer

@@ -20,8 +20,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from api.app import create_app
-from api.openapi import PROBLEM_EXAMPLES
 from api.problems import KINDS
+from api.routes.openapi import PROBLEM_EXAMPLES
 from api.settings import ApiSettings
 from services.core.embedded import start_embedded_server
 from services.core.streams import stream_key

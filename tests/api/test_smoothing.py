@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.smoothing import Smoother, Vote, Window, abstention
+from api.live.smoothing import Smoother, Vote, Window, abstention
 
 MS = 1_000_000
 WINDOW = Window(num_frames=3, max_age_ns=500 * MS)

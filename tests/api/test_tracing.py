@@ -9,9 +9,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from api.access.tracing import Tracing, make_tracing
 from api.app import create_app
 from api.settings import ApiSettings
-from api.tracing import Tracing, make_tracing
 from tests.api.tiny import SHAPE, export_command, heatmap, npy, publish_champion, registry_of, until
 
 sdk: Any = pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed")
@@ -88,7 +88,7 @@ async def test_what_failed_is_an_error_and_what_was_refused_is_none(
         raise RuntimeError("secret")
 
     await client.post("/v1/classify", content=b"x")
-    monkeypatch.setattr("api.classify.decode", fail)
+    monkeypatch.setattr("api.routes.classify.decode", fail)
     await client.post("/v1/classify", content=b"x")
     refused, failed = exporter.get_finished_spans()
     assert (refused.status.status_code.name, failed.status.status_code.name) == ("UNSET", "ERROR")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.access import Access
+from api.access.keys import Access
 from api.settings import ApiSettings
 from services.cli import app
 from services.core.errors import SettingsError

@@ -1,0 +1,1 @@
+"""Who may ask, from where, how often; and what is known of a request on its way."""

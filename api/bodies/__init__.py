@@ -1,0 +1,1 @@
+"""What is sent: read within bounds, decoded, checked against what a model takes."""
