@@ -2,6 +2,7 @@
 
     python benchmarks/hostile.py                     10,000
     python benchmarks/hostile.py --bodies 100000
+    python benchmarks/hostile.py --processes 2       at a server of two processes
 
 Truncated and lying bodies, bombs, broken HTTP and WebSockets, slow clients and vanishing ones, sixteen at a time,
 at one server with the model of the tests; every hundredth request is a good one. Ends with status 1 if any answer
@@ -21,6 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the rig is the tests'
 
+from serve_processes import family
+
 from services.core.embedded import start_embedded_server
 from tests.api.hostile import ATTACKS, besiege, resident_bytes
 from tests.api.tiny import publish_champion, registry_of
@@ -33,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bodies", type=int, default=10_000, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="of the server (default: %(default)s)")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory(prefix="echosight-hostile-") as directory:
@@ -48,18 +52,20 @@ def main() -> int:
             "ECHOSIGHT_MAX_BODY_BYTES": "1000000",
         }
         with log_path.open("wb") as log:
-            api = subprocess.Popen([sys.executable, "-m", "api", "--port", "0"], env=environment, stderr=log)
+            command = [sys.executable, "-m", "api", "--port", "0", "--processes", str(options.processes)]
+            api = subprocess.Popen(command, env=environment, stderr=log)
         try:
-            port = _port(log_path, api)
+            port = _port(log_path, api, num_others=options.processes - 1)
             faults = _run(api, port, options)
         finally:
             api.terminate()
             api.wait(30)
             server.stop()
-        num_failures = log_path.read_text(errors="replace").count("failed")
+        log_text = log_path.read_text(errors="replace")
+        num_failures = log_text.count("failed") + log_text.count("process lost")
         if num_failures:
             faults.append(f"the log tells of {num_failures} failures")
-            print(log_path.read_text(errors="replace")[-4000:])
+            print(log_text[-4000:])
     for fault, count in Counter(faults).items():
         print(f"wrong: {fault} ({count} times)")
     return 1 if faults else 0
@@ -77,7 +83,7 @@ def _run(api: "subprocess.Popen[bytes]", port: int, options: argparse.Namespace)
         faults += siege.faults
         if api.poll() is not None:
             return [*faults, f"the server ended with {api.returncode}"]
-        sizes.append(resident_bytes(api.pid))
+        sizes.append(sum(resident_bytes(pid) for pid in family(api.pid)))
         print(
             f"{time.monotonic() - started_s:8.0f}{sum(outcomes.values()):9}{sizes[-1] / 2**20:14.1f}", flush=True
         )
@@ -93,11 +99,13 @@ def _run(api: "subprocess.Popen[bytes]", port: int, options: argparse.Namespace)
     return faults
 
 
-def _port(log_path: Path, api: "subprocess.Popen[bytes]") -> int:
+def _port(log_path: Path, api: "subprocess.Popen[bytes]", *, num_others: int) -> int:
+    """Once all processes answer."""
     deadline_s = time.monotonic() + 120.0
     while time.monotonic() < deadline_s and api.poll() is None:
         text = log_path.read_text(errors="replace")
-        if "model live" in text and "http://127.0.0.1:" in text:
+        is_up = "model live" in text and text.count("process serves") == num_others
+        if is_up and "http://127.0.0.1:" in text:
             return int(text.split("http://127.0.0.1:")[1].split()[0])
         time.sleep(0.1)
     raise RuntimeError(f"the server did not start: {log_path.read_text(errors='replace')[-800:]}")

@@ -32,10 +32,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +47,7 @@ import pydantic
 import uvicorn
 import uvloop
 from serve_models import CLASSES, MODELS, SHAPE, publish, vgg_model
-from serve_processes import cpu_s, free_port, process, rss_mib
+from serve_processes import cpu_s, echosight, free_port, process, rss_mib
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -428,12 +426,12 @@ def compare(name: str, model: bytes, options: argparse.Namespace, *, batch: int 
 def _serve(stack: ExitStack, folder: Path, path: Path, options: argparse.Namespace, batch: int) -> list[Row]:
     """All servers, until the stack is closed; ours is that of the first row."""
     api_port = free_port()
-    api_pid = stack.enter_context(_ours(folder, api_port, processes=1))
+    api_pid = stack.enter_context(echosight(folder, api_port, processes=1))
     environment = {"BENCHMARK_MODEL": str(path), "BENCHMARK_THREADS": str(CORES if batch > 1 else 1)}
     pids, ports = {"echosight": api_pid}, {}
     if batch == 1:
         port = ports[ALL] = free_port()
-        pids[ALL] = stack.enter_context(_ours(folder, port, processes=CORES))
+        pids[ALL] = stack.enter_context(echosight(folder, port, processes=CORES))
     for name in (*(() if batch > 1 else REFERENCES), *LITSERVE):
         port = ports[name] = free_port()
         is_litserve = name in LITSERVE
@@ -456,26 +454,6 @@ def _serve(stack: ExitStack, folder: Path, path: Path, options: argparse.Namespa
         pids[MLSERVER] = stack.enter_context(mlserver)
     rows = batched_requests_for(api_port, ports) if batch > 1 else requests_for(api_port, ports)
     return [replace(row, pid=pids.get(row.server, 0)) for row in rows]
-
-
-@contextmanager
-def _ours(folder: Path, port: int, *, processes: int) -> Iterator[int]:
-    """The server, until the block ends, once all its processes answer. Yields the first one's id."""
-    url = f"http://127.0.0.1:{port}"
-    environment = {"ECHOSIGHT_DATA_DIR": str(folder), "REDIS_URL": "", "ECHOSIGHT_LOG_LEVEL": "warning"}
-    command = ("-m", "api", "--port", str(port), "--processes", str(processes))
-    with process(*command, health=f"{url}/readyz", environment=environment) as pid:
-        deadline_s = time.monotonic() + 60.0
-        while f"echosight_api_processes {processes}.0" not in _text(f"{url}/metrics"):
-            if time.monotonic() > deadline_s:
-                raise RuntimeError(f"{processes} processes did not come up")
-            time.sleep(0.2)
-        yield pid
-
-
-def _text(url: str) -> str:
-    with urllib.request.urlopen(url) as answer:  # noqa: S310
-        return str(answer.read().decode())
 
 
 def _ratio(

@@ -3,10 +3,10 @@
     python benchmarks/swaps.py                          1,000 swaps of the tiny model, 8 clients
     python benchmarks/swaps.py --model default          of one as large as the default radar encoder
 
-Each version answers with a number of its own, so that an answer that bears another version's label is found. One
-server process; half of the clients post .npy to /v1/classify, half V2 JSON. The next version is promoted, as an
-operator would, as soon as an answer of the one before it has come. Ends with status 1 if any answer is not 200 or
-is missing, if any has a wrong label, or if the second half of the swaps took 16 MiB more memory than the first.
+Each version answers with a number of its own, so that an answer that bears another version's label is found. Half
+of the clients post .npy to /v1/classify, half V2 JSON. The next version is promoted, as an operator would, as soon
+as an answer of the one before it has come. Ends with status 1 if any answer is not 200 or is missing, if any has a
+wrong label, or if the second half of the swaps took 16 MiB more memory than the first.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 import uvloop
 from serve_models import MODELS, SHAPE, number_of, numbered, publish
-from serve_processes import free_port, process, rss_mib
+from serve_processes import echosight, free_port, rss_mib
 
 from services.core.registry import Registry
 
@@ -162,6 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--processes", type=int, default=1, help="of the server (default: %(default)s)")
     parser.add_argument("--model", choices=list(MODELS), default="tiny")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="echosight-swaps-") as folder:
@@ -169,15 +170,8 @@ def main() -> int:
         for number in range(1, min(NUM_VERSIONS, options.swaps + 1) + 1):
             publish(Path(folder), numbered(model, number))
         port = free_port()
-        environment = {
-            "ECHOSIGHT_DATA_DIR": folder,
-            "REDIS_URL": "",
-            "ECHOSIGHT_LOG_LEVEL": "error",
-            "ECHOSIGHT_POLL_INTERVAL_S": "0.02",
-        }
-        server = process(
-            "-m", "api", "--port", str(port), health=f"http://127.0.0.1:{port}/readyz", environment=environment
-        )
+        settings = {"ECHOSIGHT_LOG_LEVEL": "error", "ECHOSIGHT_POLL_INTERVAL_S": "0.02"}
+        server = echosight(Path(folder), port, processes=options.processes, **settings)
         with server as pid:
             faults = uvloop.run(swap(port, pid, Registry(Path(folder) / "models", "radar"), options))
     for fault in faults:
