@@ -35,7 +35,7 @@ class Server(uvicorn.Server):
             shown = f"[{host}]" if ":" in host else host
             self._log.info("listening", url=f"http://{shown}:{port}")
             if self._state.pool is not None:
-                self._state.pool.start(self._protocol)
+                self._state.pool.start(self._adopt)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         rpc: RpcServer | None = self._state.rpc
@@ -48,24 +48,33 @@ class Server(uvicorn.Server):
         app: FastAPI = self.config.app  # type: ignore[assignment]
         return app.state
 
-    def _protocol(self, first: bytes) -> MovableHttp:
-        """For a connection that another process has begun to read."""
-        return movable(self, self._state.pool, first)
+    async def _adopt(self, connection: socket.socket, first: bytes) -> None:
+        await adopt(self, self._state.pool, connection, first)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._live.is_stopping = True
         super().handle_exit(sig, frame)
 
 
-def movable(server: uvicorn.Server, switch: Switch, first: bytes) -> MovableHttp:
-    """The protocol of a connection that came to `server` from another process, which has read `first` of it."""
-    return MovableHttp(
-        switch,
-        first=first,
-        config=server.config,
-        server_state=server.server_state,
-        app_state=server.lifespan.state,
-    )
+async def adopt(server: uvicorn.Server, switch: Switch, connection: socket.socket, first: bytes) -> None:
+    """Let `server` go on with a connection from another process, which has read `first` of it."""
+
+    def make() -> MovableHttp:
+        return MovableHttp(
+            switch,
+            first=first,
+            config=server.config,
+            server_state=server.server_state,
+            app_state=server.lifespan.state,
+        )
+
+    try:
+        _, protocol = await asyncio.get_running_loop().connect_accepted_socket(make, connection)
+    except OSError:  # the client is gone already
+        connection.close()
+        return
+    if server.should_exit:
+        protocol.shutdown()  # with the answer to what has begun
 
 
 def uvicorn_config(app: Any, settings: ApiSettings, *, switch: Switch | None = None) -> uvicorn.Config:

@@ -23,7 +23,7 @@ from api.processes.channel import Channel, receive_first
 from api.processes.hot import is_hot
 from api.processes.movable import MovableHttp, Place, Switch
 from api.releases.versions import Versions
-from api.server import movable, uvicorn_config
+from api.server import adopt, uvicorn_config
 from api.settings import ApiSettings
 from services.core.logs import Log, configure_logs
 from services.core.registry import MODEL_FILE, Registry
@@ -98,10 +98,7 @@ class Worker(Switch):
         self._channel.send(ended=self._num_ended)
 
     def _take(self, connection: socket.socket, data: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(
-            loop.connect_accepted_socket(lambda: movable(self._server, self, data), connection)
-        )
+        task = asyncio.get_running_loop().create_task(adopt(self._server, self, connection, data))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
 
@@ -152,7 +149,10 @@ class Worker(Switch):
 def main(fd: int) -> None:
     """Serve until the first process says so, or is gone."""
     end = socket.socket(fileno=fd)
-    first = receive_first(end)
+    try:
+        first = receive_first(end)
+    except EOFError:
+        return
     settings = ApiSettings.read(**first["settings"])
     log = configure_logs("api", level=settings.log_level, log_format=settings.log_format)
     for stop in (signal.SIGINT, signal.SIGTERM):

@@ -5,12 +5,10 @@ A process that ends, or says nothing for long, is replaced; its clients ask agai
 
 import asyncio
 import contextlib
-import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from api.access.gate import Gate
@@ -63,12 +61,12 @@ class Pool(Switch):
         self._hot: set[MovableHttp] = set()
         self._adopting: set[asyncio.Task[Any]] = set()
         self._task: asyncio.Task[None] | None = None
-        self._make_protocol: Callable[[bytes], MovableHttp]
+        self._go_on: Callable[[socket.socket, bytes], Coroutine[Any, Any, None]]
         self._log = logger("api")
 
-    def start(self, make_protocol: Callable[[bytes], MovableHttp]) -> None:
-        """Start the others once a model is live. make_protocol: for a connection, and what was read from it."""
-        self._make_protocol = make_protocol
+    def start(self, go_on: Callable[[socket.socket, bytes], Coroutine[Any, Any, None]]) -> None:
+        """Start the others once a model is live. go_on: with a connection that comes back, and what was read."""
+        self._go_on = go_on
         self._live.followers.append(self._tell)
         self._task = asyncio.create_task(self._run())
 
@@ -122,8 +120,7 @@ class Pool(Switch):
 
     def _adopt(self, connection: socket.socket, data: bytes) -> None:
         """A connection came back."""
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(loop.connect_accepted_socket(lambda: self._make_protocol(data), connection))
+        task = asyncio.get_running_loop().create_task(self._go_on(connection, data))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
 
@@ -184,7 +181,7 @@ class Pool(Switch):
     async def _end(self, worker: Worker) -> None:
         self._workers.remove(worker)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.child.pid, signal.SIGKILL)
+            worker.child.kill()
         await worker.child.wait()
         worker.channel.read()  # its last totals
         worker.channel.close()
