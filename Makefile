@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11 and make: `make run` and `make test`.
 
 PYTHON ?= python3
+JOBS ?= 2 # processes that run tests; 0: this one, for ARGS=--pdb
 BIN := .venv/bin
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 export UV_CUSTOM_COMPILE_COMMAND := make lock
@@ -15,7 +16,7 @@ run: .venv/.run $(if $(OPENVINO),.venv/.openvino) ## set up, then run the whole 
 	@$(BIN)/echosight up $(ARGS)
 
 test: .venv/.dev check ## set up, then lint, types, import directions and all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 check: .venv/.dev
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo

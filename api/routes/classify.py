@@ -37,9 +37,8 @@ class Classify(Endpoint):
         self._reader = reader
         self._max_batch = max_batch
 
-    async def answer(self, scope: Scope, receive: Receive) -> Reply:
+    async def answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Reply:
         started_ns = time.monotonic_ns()
-        headers = dict(scope["headers"])
         body = await self._reader.read(headers, receive)
         terms = terms_of(scope, headers, started_ns)
         read_ns = time.monotonic_ns()

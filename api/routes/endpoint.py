@@ -37,15 +37,15 @@ class Endpoint(ABC):
         self.route = route
 
     @abstractmethod
-    async def answer(self, scope: Scope, receive: Receive) -> Reply:
-        """The answer to one request. Whatever it raises becomes a problem."""
+    async def answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Reply:
+        """The answer to one request. headers: the request's. Whatever it raises becomes a problem."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gate, asking = self._gate, dict(scope["headers"])
         asked = gate.enter(scope, asking)
         try:
             gate.admit(scope, asked, asking)
-            headers, body, status = await self.answer(scope, receive)
+            headers, body, status = await self.answer(scope, asking, receive)
         except ClientGoneError:
             gate.leave(scope, asked, route=self.route, status=CLIENT_GONE)
             return

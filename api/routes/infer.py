@@ -41,10 +41,9 @@ class Infer(Endpoint):
         self._reader = reader
         self._max_batch = max_batch
 
-    async def answer(self, scope: Scope, receive: Receive) -> Reply:
+    async def answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Reply:
         asked_ns = time.monotonic_ns()
         name, version = names_in(scope["path"])
-        headers = dict(scope["headers"])
         body = await self._reader.read(headers, receive)  # first: an answer to half a request breaks a connection
         terms = terms_of(scope, headers, asked_ns)
         check_name(name, self._name)
