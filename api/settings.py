@@ -16,6 +16,9 @@ class ApiSettings(LiveSettings):
     """Settings of `python -m api`."""
 
     api_host: str = Field(default="127.0.0.1", description="address that the API listens on; 0.0.0.0: every one")
+    api_published_host: str = Field(
+        default="", description="address at which the port of its container is published; empty: api_host"
+    )
     api_port: int = Field(
         default=8000, ge=0, le=65535, description="port that the API listens on; 0: any free one"
     )
@@ -173,12 +176,17 @@ class ApiSettings(LiveSettings):
         return frozenset(origin.lower().encode() for origin in _listed(self.allowed_origins))
 
     @property
+    def reached_at(self) -> str:
+        """The address at which others find the API: in a container, the one that its port is published at."""
+        return self.api_published_host or self.api_host
+
+    @property
     def is_on_loopback(self) -> bool:
         """Whether nobody beyond this machine can reach the API."""
-        if self.api_host == "localhost":
+        if self.reached_at == "localhost":
             return True
         try:
-            return ipaddress.ip_address(self.api_host).is_loopback
+            return ipaddress.ip_address(self.reached_at).is_loopback
         except ValueError:
             return False
 

@@ -58,7 +58,7 @@ class Access:
             self._keys = Keys(read_keys(self._path))
         elif not settings.api_open and not settings.is_on_loopback:
             raise SettingsError(
-                f"ECHOSIGHT_API_HOST is {settings.api_host!r}, where others can ask, and there are no API keys",
+                f"ECHOSIGHT_API_HOST is {settings.reached_at!r}, where others can ask, and there are no API keys",
                 remedy="make some (`echosight keys`) and set ECHOSIGHT_API_KEYS_FILE; or ECHOSIGHT_API_OPEN=true",
             )
 

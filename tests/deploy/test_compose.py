@@ -120,12 +120,16 @@ def test_grpc_is_off_until_its_port_is_given() -> None:
     assert ApiSettings.model_fields["grpc_port"].default == 0
 
 
-def test_api_is_open_by_its_own_word_while_only_this_machine_can_ask() -> None:
+def test_api_needs_no_keys_only_while_it_is_published_to_this_machine_alone() -> None:
     environment = SERVICES["api"]["environment"]
-    assert environment["ECHOSIGHT_API_OPEN"] == "${ECHOSIGHT_API_OPEN:-true}"
-    with pytest.raises(SettingsError):
-        Access(ApiSettings.read(api_host=environment["ECHOSIGHT_API_HOST"]))
-    assert not Access(ApiSettings.read(api_host=environment["ECHOSIGHT_API_HOST"], api_open=True)).is_on
+    assert environment["ECHOSIGHT_API_OPEN"] is None
+    published, default = environment["ECHOSIGHT_API_PUBLISHED_HOST"].strip("${}").split(":-")
+    assert published == "ECHOSIGHT_API_HOST"
+    assert all(port.startswith(f"${{{published}:-{default}}}:") for port in SERVICES["api"]["ports"])
+    host = environment["ECHOSIGHT_API_HOST"]
+    assert not Access(ApiSettings.read(api_host=host, api_published_host=default)).is_on
+    with pytest.raises(SettingsError, match=r"192\.0\.2\.7"):
+        Access(ApiSettings.read(api_host=host, api_published_host="192.0.2.7"))
 
 
 def test_api_may_finish_what_is_in_flight_before_it_is_killed() -> None:
