@@ -42,6 +42,8 @@ from trainer.vision import VisionEncoder
 _LOOK_EVERY_S = 2.0
 _REPORT_EVERY_S = 2.0
 _ROUND_S = 1.0
+_WAIT_SAID_AFTER_S = 30.0
+"""Beside live sensors a trainer that has caught up waits a second and learns a second, for ever."""
 _STEPS_A_ROUND = 8
 _NUM_SCALE_PAIRS = 256
 _MAX_DIVERGED = 3
@@ -87,14 +89,14 @@ class TrainerWorker:
         self._losses: dict[str, float] = {}
         self._num_diverged = self._diverged_at = 0
         self._published = (0, "")  # step, and a digest of the names, of the last version
-        self._had_news = True
+        self._is_said_to_wait = False
         self._misfits: set[str] = set()
         self._accuracy: float | None = None
         self._newest: dict[str, int] = {}  # the last version, and how many labels its accuracy is from
         self._is_stopping = False
         now_s = time.monotonic()
         self._looked_s = self._reported_s = now_s - 1e9
-        self._saved_s = self._published_s = now_s
+        self._saved_s = self._published_s = self._had_news_s = now_s
         self._steps_reported = 0
 
     def stop(self) -> None:
@@ -157,9 +159,14 @@ class TrainerWorker:
         """Learning the same pairs ever again only learns them by heart: what helps is new scenes."""
         assert self.learner is not None
         has_news = self.learner.num_learnt < self.settings.max_replays * self.feed.num_seen
-        if has_news != self._had_news:
-            self._log.info("learning" if has_news else "waiting_for_new_pairs", pairs=self.feed.num_seen)
-            self._had_news = has_news
+        now_s = time.monotonic()
+        if has_news:
+            if self._is_said_to_wait:
+                self._log.info("learning", pairs=self.feed.num_seen)
+            self._had_news_s, self._is_said_to_wait = now_s, False
+        elif not self._is_said_to_wait and now_s - self._had_news_s > _WAIT_SAID_AFTER_S:
+            self._log.info("waiting_for_new_pairs", pairs=self.feed.num_seen)
+            self._is_said_to_wait = True
         return has_news
 
     def _learn(self, *, max_steps: int | None) -> None:

@@ -176,6 +176,24 @@ def test_restart_without_news_publishes_nothing(published, settings, vision) -> 
     assert published.versions() == before
 
 
+def test_says_that_it_waits_only_where_the_sensors_are_silent(published, settings, vision, monkeypatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("trainer.worker.time.monotonic", lambda: now_s)
+    worker = worker_of(settings, vision)
+    worker._resume()
+    assert worker.learner is not None
+    num_learnt = int(settings.max_replays * worker.feed.num_seen)
+    said = []
+    for now_s, has_news in [
+        (1, False), (2, True), (3, False), (4, True), (40, False), (80, False), (90, True), (91, False)
+    ]:  # fmt: skip
+        worker.learner.num_learnt = num_learnt - has_news
+        with structlog.testing.capture_logs() as logs:
+            assert worker._has_news() == has_news
+        said += [(now_s, entry["event"]) for entry in logs]
+    assert said == [(40, "waiting_for_new_pairs"), (90, "learning")]
+
+
 def test_diverged_step_goes_back_to_the_last_checkpoint(published, settings, vision, monkeypatch) -> None:
     worker = worker_of(settings, vision)
     worker._resume()
