@@ -26,6 +26,10 @@ for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     for _, of in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1])[4] or {}) do
       if of[1] ~= ARGV[2] then num_strays = num_strays + of[2] end
     end
+    local num_added, newest = stream['entries-added'], stream['last-generated-id']
+    if group['last-delivered-id'] == newest and group['entries-read'] ~= num_added then
+      redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[1], newest, 'ENTRIESREAD', num_added)
+    end
     return {stream['entries-added'], stream['length'], stream['last-generated-id'],
             group['last-delivered-id'], group['entries-read'] or false, num_strays}
   end
@@ -34,7 +38,9 @@ return false
 """)
 """KEYS: a stream. ARGV: group, consumer.
 
-In a script, so that all answers are of one moment, and the entries that one of them holds stay there.
+In a script, so that all answers are of one moment, and the entries that one of them holds stay there. A server
+that starts again from its append-only file has forgotten how many entries a group has read, and would say for
+ever that as many wait: where nothing waits it is told.
 """
 
 
@@ -100,6 +106,8 @@ class Progress:
         if num_passed is None or answer[5]:  # the server can tell once all is read; strays are still to be counted
             return 0
         missed = num_passed - self._counted_to.get(key, num_passed) - self._num_read[key]
+        if missed < 0 and answer[3] != answer[2]:  # fewer than we read: it has started again, and will know soon
+            return 0
         is_first = key not in self._counted_to
         self._counted_to[key] = num_passed
         self._num_read[key] = 0

@@ -287,6 +287,23 @@ async def test_backlog_counts_unread_and_pending(feed, reader) -> None:
     assert await feed.backlog("north") == 2
 
 
+async def test_server_that_forgot_how_much_was_read_is_told(feed, reader, server) -> None:
+    await feed.publish([radar_frame(i, seq=i) for i in range(6)])
+    await reader.join("north")
+    await reader.acknowledge(await reader.read(count=10, block_ms=10))
+    await reader.count_trimmed()
+    newest = server.xinfo_stream(RADAR)["last-generated-id"]
+    # What a server has once it starts again from its append-only file.
+    server.execute_command("XGROUP SETID", RADAR, "ingest", newest, "ENTRIESREAD", 1)
+    await feed.publish([radar_frame(i, seq=i) for i in range(6, 8)])
+    assert await feed.backlog("north") > 2
+    await reader.count_trimmed()
+    await reader.acknowledge(await reader.read(count=10, block_ms=10))
+    await reader.count_trimmed()
+    assert await feed.backlog("north") == 0
+    assert not reader.num_trimmed.total()
+
+
 async def test_bad_site_is_refused_before_anything_is_sent(feed, server) -> None:
     with pytest.raises(BadFrameError, match="'no}rth'"):
         await feed.publish([radar_frame(0), radar_frame(1, site="no}rth")])
