@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.core.errors import SettingsError
-from trainer.timm_nets import create_timm_net
+from trainer.timm_nets import create_timm_net, features_of
 from trainer.vgg import vgg16_features
 
 _MAX_CELLS = 128 * 64  # what the small encoder's stem works at; larger maps are pooled down to it first
@@ -104,7 +104,7 @@ class TimmEncoder(nn.Module):
     def __init__(self, name: str, *, num_channels: int, weights: str = "") -> None:
         super().__init__()
         self.net = create_timm_net(name, in_chans=num_channels, weights=weights)
-        self.feature_dim: int = self.net.num_features  # type: ignore[assignment]
+        self.feature_dim = features_of(self.net)
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.net(x)

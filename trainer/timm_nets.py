@@ -9,7 +9,7 @@ from trainer.vgg import load_state_dict
 
 
 def create_timm_net(name: str, *, in_chans: int, weights: str = "", from_hub: bool = False) -> nn.Module:
-    """A network without its classifier: (B, in_chans, H, W) -> (B, num_features).
+    """A network without its classifier: (B, in_chans, H, W) -> (B, `features_of`).
 
     weights: a state dict file of the whole network; else the hub's if `from_hub`, else random ones.
     Raises SettingsError for an unknown name, and for weights that cannot be had or do not fit.
@@ -34,6 +34,11 @@ def create_timm_net(name: str, *, in_chans: int, weights: str = "", from_hub: bo
     if weights:
         _load(net, name, weights)
     return net
+
+
+def features_of(net: nn.Module) -> int:
+    """How many features a network of timm gives: after the layer before its classifier, where it has one."""
+    return int(getattr(net, "head_hidden_size", None) or net.num_features)  # type: ignore[arg-type]
 
 
 def _load(net: nn.Module, name: str, weights: str) -> None:

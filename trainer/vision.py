@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from services.core.errors import SettingsError
 from services.core.frames import CameraFrame
-from trainer.timm_nets import create_timm_net
+from trainer.timm_nets import create_timm_net, features_of
 from trainer.vgg import load_state_dict, vgg16_features
 
 IMAGE_PX = 224
@@ -99,7 +99,7 @@ def _timm(name: str, weights: str) -> VisionEncoder:
     return VisionEncoder(
         net.to(memory_format=torch.channels_last),
         name=name,
-        dim=int(net.num_features),  # type: ignore[arg-type]
+        dim=features_of(net),
         mean=mean,
         std=std,
     )

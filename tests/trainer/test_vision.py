@@ -110,6 +110,15 @@ def test_networks_of_timm_serve_either_side_with_their_own_normalisation(tmp_pat
     assert radar(torch.randn(2, 2, 64, 32)).shape == (2, radar.feature_dim)
 
 
+def test_features_of_a_network_with_a_layer_before_its_classifier_are_counted_after_it(tmp_path: Path) -> None:
+    name = "mobilenetv3_small_050"
+    radar = build_encoder({"encoder": f"timm:{name}"}, (2, 64, 32)).eval()
+    assert radar(torch.randn(1, 2, 64, 32)).shape == (1, radar.feature_dim)
+    torch.save(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "net.pth")
+    encoder = load_vision_encoder(f"timm:{name}", weights=str(tmp_path / "net.pth"))
+    assert encoder(torch.zeros(1, 224, 224, 3, dtype=torch.uint8)).shape == (1, encoder.dim)
+
+
 def test_network_that_timm_does_not_know_is_refused_with_names_like_it() -> None:
     with pytest.raises(SettingsError, match=r"resnet_18.*use another"):
         load_vision_encoder("timm:resnet_18")
