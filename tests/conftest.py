@@ -1,5 +1,6 @@
 """Shared by all tests: one real Redis-compatible server on a free port, and frames small enough to read."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from services.core.embedded import start_embedded_server
 from services.core.frames import CameraFrame, Label, RadarFrame
 from services.core.store import Pair, StoreReader
 from services.core.streams import Publisher
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist's: what is imported under it would keep its tables that narrow
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(60) + b"\xff\xd9"
 MS = 1_000_000
