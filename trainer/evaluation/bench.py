@@ -17,6 +17,7 @@ import torch
 import trainer
 from services.core.errors import SettingsError
 from services.core.files import write_atomically
+from services.core.frames import CLASSES
 from trainer.evaluation.dataset import Bools, Dataset, Rows
 from trainer.evaluation.pretrain import (
     Cost,
@@ -228,8 +229,11 @@ def targets_of(dataset: Dataset, rows: Rows) -> torch.Tensor:
 
 def require_labels(dataset: Dataset) -> None:
     """Raises SettingsError where there is nothing to ask."""
-    if len(np.unique(dataset.label[dataset.label >= 0])) < 2:
+    labels = dataset.label[dataset.label >= 0]
+    if len(np.unique(labels)) < 2:
+        found = f"all {len(labels)} labels say {CLASSES[labels[0]]}" if len(labels) else "no frame has a label"
         raise SettingsError(
-            f"the store has {int((dataset.label >= 0).sum())} labels, of fewer than two classes",
-            remedy="label some frames, or evaluate on --simulate",
+            f"{found}: there is no second class to tell apart, in {len(dataset):,} pairs",
+            remedy="label frames of two classes or more (POST /v1/labels), add recordings (--recording), or "
+            "ask what needs no label: echosight evaluate retrieval",
         )

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.core.frames import CLASSES
-from trainer.evaluation.dataset import Dataset, Rows
+from trainer.evaluation.dataset import Bools, Dataset, Rows
 from trainer.evaluation.pretrain import Cost, StepProgress, Stopwatch, heatmaps
 from trainer.learner import Learner
 
@@ -44,15 +45,24 @@ class Recipe:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What held-out frames say after so many steps. loss: (n,) float64, nats; is_right: (n,) bool."""
+
+    step: int
+    loss: npt.NDArray[np.float64]
+    is_right: Bools
+
+
 @dataclass(slots=True)
 class Classifier:
-    """encoder and head as trained, behind the learner's preprocessing. curve: test loss and accuracy by step."""
+    """encoder and head as trained, behind the learner's preprocessing. curve: of the frames that were watched."""
 
     learner: Learner
     encoder: nn.Module
     head: nn.Sequential
     cost: Cost
-    curve: list[dict[str, float]]
+    curve: list[Look]
 
     @torch.no_grad()
     def logits(self, dataset: Dataset, rows: Rows) -> Tensor:
@@ -98,7 +108,7 @@ def train_classifier(
     watch_every: int = 0,
     on_progress: StepProgress = lambda *_: None,
 ) -> Classifier:
-    """Train on labelled `rows`. watch: labelled rows whose loss is noted every `watch_every` steps."""
+    """Train on labelled `rows`. watch: labelled rows to look at before, every `watch_every` steps, and after."""
     found = new_classifier(learner, seed=seed)
     rng = np.random.default_rng((seed, 11))
     optimizer = _optimizer(found, recipe)
@@ -106,6 +116,8 @@ def train_classifier(
     weight = _class_weights(dataset, rows).to(learner.device)
     size = min(_BATCH, len(rows))
     left: Rows = np.zeros(0, np.int64)
+    if watch is not None:
+        found.curve.append(look(found, dataset, watch, step=0))
     stopwatch, seconds = Stopwatch(), Cost()
     for step in range(recipe.steps):
         while len(left) < size:
@@ -116,7 +128,7 @@ def train_classifier(
         _step(found, dataset, batch, recipe, optimizer, weight, rng)
         if watch is not None and watch_every and ((step + 1) % watch_every == 0 or step + 1 == recipe.steps):
             seconds = seconds + stopwatch.cost()  # looking is not learning
-            found.curve.append({"step": step + 1, **loss_and_accuracy(found, dataset, watch)})
+            found.curve.append(look(found, dataset, watch, step=step + 1))
             stopwatch = Stopwatch()
         on_progress(step + 1, recipe.steps)
     found.cost = seconds + stopwatch.cost(steps=recipe.steps)
@@ -125,9 +137,15 @@ def train_classifier(
 
 def loss_and_accuracy(classifier: Classifier, dataset: Dataset, rows: Rows) -> dict[str, float]:
     """Mean cross-entropy in nats, and accuracy, on labelled rows."""
+    found = look(classifier, dataset, rows, step=0)
+    return {"loss": round(float(found.loss.mean()), 5), "accuracy": round(float(found.is_right.mean()), 4)}
+
+
+def look(classifier: Classifier, dataset: Dataset, rows: Rows, *, step: int) -> Look:
+    """Cross-entropy of each of the labelled rows, and whether its class is right."""
     logits, targets = classifier.logits(dataset, rows), torch.from_numpy(dataset.label[rows])
-    loss = float(F.cross_entropy(logits, targets))
-    return {"loss": round(loss, 5), "accuracy": round(float((logits.argmax(1) == targets).float().mean()), 4)}
+    loss = F.cross_entropy(logits, targets, reduction="none").double()
+    return Look(step, loss.numpy(), (logits.argmax(1) == targets).numpy())
 
 
 def tune(

@@ -5,17 +5,18 @@ given as many steps as the contrastive learner.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from trainer.evaluation import plots
 from trainer.evaluation.bench import Bench, require_labels
 from trainer.evaluation.classifier import Classifier, Recipe, loss_and_accuracy, train_classifier, tune
 from trainer.evaluation.dataset import Rows
 from trainer.evaluation.pretrain import Cost, Stopwatch, num_steps
 from trainer.evaluation.probe import predict
 from trainer.evaluation.report import Report, Row
-from trainer.evaluation.scores import Answers, answer, asked_parts, difference, score
+from trainer.evaluation.scores import Answers, answer, asked_parts, difference, outcome, score
 from trainer.evaluation.split import Split, draw_share, hold_out
 
 if TYPE_CHECKING:
@@ -198,8 +199,7 @@ def _row(key: Key, scored: Row, cost: Cost, num_labels: list[int]) -> Row:
         "labels": round(sum(num_labels) / num_seeds),
         "method": method,
         "part": part,
-        "accuracy": scored["accuracy"],
-        **{f"recall_{name}": value for name, value in scored["recall"].items()},
+        **outcome(scored),
         "steps": cost.steps // num_seeds,
         "seconds": round(cost.seconds / num_seeds, 1),
         "cpu_s": round(cost.cpu_s / num_seeds, 1),
@@ -214,24 +214,18 @@ def _add_gains(bench: Bench, report: Report, answers: dict[Key, list[Answers]]) 
             row["gain"] = difference(bench.dataset, answers[key], answers[baselines[-1]]).report()
 
 
-def draw_efficiency(figure: "Figure", report: Report) -> None:
-    """Accuracy against the share of labels, a panel for each split and part."""
-    panels = list(dict.fromkeys((row["split"], row["part"]) for row in report.table))
-    figure.set_size_inches(5 * len(panels), 4)
-    for number, (split, part) in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels), number)
-        for method in dict.fromkeys(row["method"] for row in report.table):
-            rows = [r for r in report.table if (r["split"], r["part"], r["method"]) == (split, part, method)]
-            at = [row["labels_percent"] for row in rows]
-            axes.plot(at, [100 * row["accuracy"]["mean"] for row in rows], "o-", label=method)
-            low, high = ([100 * row["accuracy"][side] for row in rows] for side in ("low", "high"))
-            axes.fill_between(at, low, high, alpha=0.15)
+def draw_efficiency(figure: "Figure", report: Report, *, name: Callable[[str], str] = str) -> None:
+    """Accuracy against the share of labels, a panel for each split and part. name: of a method, for the legend."""
+    for axes, rows in plots.by_split(figure, report.table):
+        for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+            own = [row for row in rows if row["method"] == method]
+            at = [row["labels_percent"] * (1 + 0.03 * number) for row in own]  # equal shares side by side
+            plots.curve(axes, at, [row["accuracy"] for row in own], label=name(method), number=number)
         axes.set_xscale("log")
-        ticks = sorted({row["labels_percent"] for row in report.table})
+        ticks = sorted({row["labels_percent"] for row in rows})
         axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
         axes.minorticks_off()
         axes.set_xlabel("labels, % of the training part")
         axes.set_ylabel("accuracy, %")
-        axes.set_title(f"{split}: {part}")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    plots.finish(figure, report.protocol)

@@ -4,29 +4,34 @@ A t-SNE of a network that was tuned on labels says nothing about learning withou
 that has not learnt and the fine-tuned one stands the frozen one that has learnt without a label.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from services.core.frames import CLASSES
+from trainer.evaluation import plots
 from trainer.evaluation.bench import Bench, require_labels
-from trainer.evaluation.classifier import Classifier, new_classifier, train_classifier
-from trainer.evaluation.dataset import Rows
+from trainer.evaluation.classifier import Classifier, Recipe, new_classifier, train_classifier
+from trainer.evaluation.dataset import Dataset, Rows
 from trainer.evaluation.efficiency import Budget, choose
 from trainer.evaluation.report import Report
-from trainer.evaluation.scores import asked_parts
-from trainer.evaluation.split import draw_share
+from trainer.evaluation.scores import Answers, asked_parts, outcome, score
+from trainer.evaluation.split import Split, draw_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUESTION = "Do the four classes form clusters, and from which step on?"
 PANELS = ("pretrained, frozen", "contrastive, frozen", "fine-tuned")
-_COLOURS = ("#8c8c8c", "#d62728", "#2ca02c", "#1f77b4")
+_COLOURS = ("#999999", *plots.COLOURS[1:3], plots.COLOURS[0])
 _NEIGHBOURS = 10
 _UNTUNED = Budget(is_tuned=False)
 Points = npt.NDArray[np.float32]
+Places = npt.NDArray[np.float64]
+Panel = tuple[str, str, str]
+"""Split, part, and which of PANELS."""
 
 
 def study(
@@ -37,93 +42,128 @@ def study(
     perplexity: float = 30.0,
     budget: Budget = _UNTUNED,
 ) -> Report:
-    """Three panels on held-out frames of one seed."""
+    """Three panels on the held-out frames of each split; drawn of the first seed, measured on all."""
     require_labels(bench.dataset)
-    dataset, split, seed = bench.dataset, bench.main_split(), bench.plan.seeds[0]
-    report = Report(name, QUESTION, bench.protocol([split]) | {"perplexity": perplexity})
-    labels = draw_share(dataset, split.train, share=1, seed=seed, block_s=bench.plan.label_block_s)
-    learnt = bench.learnt(split.train, seed, what=split.name)
-    recipe, _ = choose(bench, split, "finetune", labels, budget)
-    tuned = train_classifier(
-        learnt.learner,
-        dataset,
-        labels,
-        recipe,
-        seed=seed,
-        on_progress=lambda done, total: bench.bars.advance("fine-tuning", done, total),
-    )
-    untrained = bench.untrained(split.train, seed).learner
-    networks = dict(
-        zip(
-            PANELS,
-            (new_classifier(untrained, seed=seed), new_classifier(learnt.learner, seed=seed), tuned),
-            strict=True,
-        )
-    )
-    drawn: dict[tuple[str, str], tuple[Points, Rows]] = {}
-    for part, rows in asked_parts(dataset, split).items():
-        asked = _some(rows, max_points, seed=seed)
-        for panel, network in networks.items():
-            bench.bars.advance("t-SNE", len(drawn), len(networks) * len(split.parts))
-            points, facts = _place(network, bench, asked, perplexity=perplexity, seed=seed)
-            drawn[part, panel] = (points, dataset.label[asked])
-            report.table.append({"part": part, "panel": panel, "frames": len(asked), **facts})
-    bench.bars.advance("t-SNE", len(drawn), len(drawn))
+    dataset, splits, seeds = bench.dataset, bench.splits(), bench.plan.seeds
+    report = Report(name, QUESTION, bench.protocol(splits) | {"perplexity": perplexity, "max_points": max_points})
+    drawn: dict[Panel, tuple[Points, Rows]] = {}
+    answers: dict[Panel, list[Answers]] = defaultdict(list)
+    silhouettes: dict[Panel, list[float]] = defaultdict(list)
+    for split in splits:
+        asked = {part: _some(rows, max_points, seed=0) for part, rows in asked_parts(dataset, split).items()}
+        for seed in seeds:
+            networks, recipe = _networks(bench, split, seed, budget)
+            report.details["finetune_recipe"] = recipe.report()
+            for part, rows in asked.items():
+                for panel, network in networks.items():
+                    x, key = _standardised(network, dataset, rows), (split.name, part, panel)
+                    answers[key].append(Answers(seed, rows, _neighbours_say(x, dataset.label[rows])))
+                    silhouettes[key].append(_silhouette(x, dataset.label[rows]))
+                    if seed == seeds[0]:
+                        bench.bars.advance(f"t-SNE, {split.name}", len(drawn), len(PANELS) * len(asked))
+                        drawn[key] = (_place(x, perplexity=perplexity, seed=seed), dataset.label[rows])
+        bench.bars.advance(f"t-SNE, {split.name}", 1, 1)
+    for key, found in answers.items():
+        scored = score(dataset, found)
+        columns = outcome(scored)
+        columns = {"knn": columns.pop("accuracy")} | {
+            "silhouette": round(float(np.mean(silhouettes[key])), 4),
+            "silhouette_min": round(min(silhouettes[key]), 4),
+            "silhouette_max": round(max(silhouettes[key]), 4),
+            **columns,
+        }
+        report.table.append(dict(zip(("split", "part", "panel"), key, strict=True)) | columns)
+        report.details["/".join(key)] = scored
+    report.details["points"] = {
+        "/".join(key): {"xy": points.round(3).tolist(), "label": labels.tolist()}
+        for key, (points, labels) in drawn.items()
+    }
     weights = "ImageNet" if bench.settings.radar_weights else "random"
-    report.details = {"finetune_recipe": recipe.report(), "points": {
-        f"{part}/{panel}": {"xy": points.round(3).tolist(), "label": labels_.tolist()}
-        for (part, panel), (points, labels_) in drawn.items()
-    }}  # fmt: skip
     report.notes = [
         f"pretrained, frozen: {weights} weights; in the first two panels the 128-d layer is a random head's, as "
         "in the paper's (a), and no label was used.",
-        f"knn: share of frames whose {_NEIGHBOURS} nearest others in 128 dimensions mostly have its class; "
+        f"knn: share of frames whose {_NEIGHBOURS} nearest others in 128 dimensions mostly have their class; "
         "silhouette: -1 to 1, also there. Distances between clusters of a t-SNE mean nothing.",
+        f"the picture is of seed {seeds[0]}; knn and silhouette of all, silhouette with its least and greatest.",
     ]
-    report.draw = lambda figure: draw_panels(figure, drawn)
+    report.draw = lambda figure: draw_panels(figure, report, drawn)
     return report
+
+
+def _networks(bench: Bench, split: Split, seed: int, budget: Budget) -> tuple[dict[str, Classifier], Recipe]:
+    """What each panel shows, and how the last one was trained."""
+    labels = draw_share(bench.dataset, split.train, share=1, seed=seed, block_s=bench.plan.label_block_s)
+    learnt = bench.learnt(split.train, seed, what=split.name).learner
+    recipe, _ = choose(bench, split, "finetune", labels, budget)
+    tuned = train_classifier(
+        learnt,
+        bench.dataset,
+        labels,
+        recipe,
+        seed=seed,
+        on_progress=lambda done, total: bench.bars.advance(f"fine-tuning, {split.name}, seed {seed}", done, total),
+    )
+    untrained = bench.untrained(split.train, seed).learner
+    shown = (new_classifier(untrained, seed=seed), new_classifier(learnt, seed=seed), tuned)
+    return dict(zip(PANELS, shown, strict=True)), recipe
 
 
 def _some(rows: Rows, count: int, *, seed: int) -> Rows:
     return np.sort(np.random.default_rng((seed, 13)).permutation(rows)[:count])
 
 
-def _place(
-    network: Classifier, bench: Bench, rows: Rows, *, perplexity: float, seed: int
-) -> tuple[Points, dict[str, Any]]:
-    """(n, 2) points, and how well the classes are apart in the 128 dimensions."""
+def _standardised(network: Classifier, dataset: Dataset, rows: Rows) -> Places:
+    """(n, 128), each dimension with mean 0 and spread 1."""
+    x = network.penultimate(dataset, rows).numpy().astype(np.float64)
+    standardised: Places = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
+    return standardised
+
+
+def _place(x: Places, *, perplexity: float, seed: int) -> Points:
+    """(n, 2)."""
     from sklearn.manifold import TSNE
-    from sklearn.metrics import silhouette_score
+
+    perplexity = min(perplexity, (len(x) - 1) / 3)
+    placed = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(x)
+    return np.asarray(placed, np.float32)
+
+
+def _neighbours_say(x: Places, labels: Rows) -> Rows:
+    """(n,): the class that most of the nearest others have."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    labels = bench.dataset.label[rows]
-    x = network.penultimate(bench.dataset, rows).numpy().astype(np.float64)
-    x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
-    perplexity = min(perplexity, (len(rows) - 1) / 3)
-    points = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(x)
-    num = min(_NEIGHBOURS, len(rows) - 1)
+    num = min(_NEIGHBOURS, len(x) - 1)
     nearest = KNeighborsClassifier(n_neighbors=num).fit(x, labels).kneighbors(return_distance=False)
-    votes = np.apply_along_axis(
-        lambda found: np.bincount(found, minlength=len(CLASSES)).argmax(), 1, labels[nearest]
-    )
-    facts = {"knn": round(float((votes == labels).mean()), 4)}
-    if 1 < len(np.unique(labels)) < len(labels):
-        facts["silhouette"] = round(float(silhouette_score(x, labels)), 4)
-    return points.astype(np.float32), facts
+    counts = [np.bincount(found, minlength=len(CLASSES)) for found in labels[nearest]]
+    return np.array([count.argmax() for count in counts], np.int64)
 
 
-def draw_panels(figure: "Figure", drawn: dict[tuple[str, str], tuple[Points, Rows]]) -> None:
-    """A line of three panels for each part."""
-    parts = list(dict.fromkeys(part for part, _ in drawn))
-    figure.set_size_inches(4 * len(PANELS), 4 * len(parts))
-    cells = figure.subplots(len(parts), len(PANELS), squeeze=False)
-    for line, part in zip(cells, parts, strict=True):
+def _silhouette(x: Places, labels: Rows) -> float:
+    """nan where there is one class only."""
+    from sklearn.metrics import silhouette_score
+
+    return float(silhouette_score(x, labels)) if 1 < len(np.unique(labels)) < len(labels) else float("nan")
+
+
+def draw_panels(figure: "Figure", report: Report, drawn: dict[Panel, tuple[Points, Rows]]) -> None:
+    """A line of three panels for each split and part."""
+    lines = list(dict.fromkeys(key[:2] for key in drawn))
+    figure.set_size_inches(3.3 * len(PANELS), 3.4 * len(lines) + 0.6)
+    cells = figure.subplots(len(lines), len(PANELS), squeeze=False)
+    rows = {(row["split"], row["part"], row["panel"]): row for row in report.table}
+    for (split, part), line in zip(lines, cells, strict=True):
+        line[0].set_ylabel(plots.title(split, part, rows[split, part, PANELS[0]]), fontsize=8)
         for axes, panel in zip(line, PANELS, strict=True):
-            points, labels = drawn[part, panel]
+            points, labels = drawn[split, part, panel]
             for number, name in enumerate(CLASSES):
                 chosen = labels == number
-                axes.scatter(*points[chosen].T, s=6, c=_COLOURS[number], label=name, linewidths=0)
-            axes.set_title(f"{panel} ({part})", fontsize=10)
+                style = {"c": _COLOURS[number], "marker": plots.MARKERS[number], "label": name}
+                axes.scatter(*points[chosen].T, s=7, linewidths=0, alpha=0.8, **style)
+            knn = rows[split, part, panel]["knn"]["mean"]
+            axes.set_title(f"{panel}\n{_NEIGHBOURS} nearest right: {100 * knn:.0f} %", fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
-    cells[0][0].legend(fontsize=8, markerscale=2)
+    for axes in cells[-1]:
+        axes.set_xlabel("t-SNE, no unit", fontsize=7)
+    what = f"held-out frames, seed {report.protocol['seeds'][0]}; nearest in 128 dimensions"
+    plots.finish(figure, report.protocol, what=what)

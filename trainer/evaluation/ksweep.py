@@ -1,13 +1,17 @@
 """Do more negatives help? Linear accuracy against K, at two batch sizes: the paper's Fig. 4."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from trainer.evaluation import plots
 from trainer.evaluation.bench import Bench, require_labels
-from trainer.evaluation.pretrain import Cost
+from trainer.evaluation.pretrain import Cost, Pretrained
 from trainer.evaluation.probe import predict
 from trainer.evaluation.report import Report
-from trainer.evaluation.scores import Answers, asked_parts, score
+from trainer.evaluation.scores import Answers, asked_parts, outcome, score
 from trainer.evaluation.split import draw_share
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ def study(
         parts = asked_parts(bench.dataset, split)
         for batch_size, num_negatives in sweep:
             found: dict[str, list[Answers]] = {part: [] for part in parts}
-            cost = Cost()
+            cost, losses = Cost(), list[float]()
             for seed in bench.plan.seeds:
                 learnt = bench.learnt(
                     split.train,
@@ -47,6 +51,7 @@ def study(
                     symmetric=has_in_batch,
                 )
                 cost += learnt.cost
+                losses.append(_last_loss(learnt))
                 rows = draw_share(bench.dataset, split.train, share=1, seed=seed, block_s=bench.plan.label_block_s)
                 head = bench.layer(bench.features(learnt.learner, rows), rows, seed=seed)
                 for part, asked in parts.items():
@@ -62,35 +67,37 @@ def study(
                         "part": part,
                         "batch": batch_size,
                         "K": num_negatives,
-                        "accuracy": scored["accuracy"],
-                        "loss": learnt.curve[-1]["loss"] if learnt.curve else None,
+                        **outcome(scored),
+                        "loss": round(float(np.mean(losses)), 4),
+                        "chance": round(math.log(num_negatives + 1), 4),
                         "steps": cost.steps // num,
                         "seconds": round(cost.seconds / num, 1),
                         "cpu_s": round(cost.cpu_s / num, 1),
                     }
                 )
-    report.notes = ["intervals that overlap say that K made no difference that this data can show."]
+    report.notes = [
+        "intervals that overlap say that K made no difference that this data can show.",
+        "loss, chance: nats, of the last tenth of the steps and of knowing nothing; they rise with K.",
+    ]
     report.draw = lambda figure: draw_sweep(figure, report)
     return report
 
 
+def _last_loss(learnt: Pretrained) -> float:
+    """Mean over the last tenth of the learning, in nats: a single batch is noise."""
+    last = learnt.curve[-max(1, len(learnt.curve) // 10) :]
+    return float(np.mean([point["loss"] for point in last]))
+
+
 def draw_sweep(figure: "Figure", report: Report) -> None:
     """Accuracy against K, a line for each batch size, as the paper's Fig. 4."""
-    panels = list(dict.fromkeys((row["split"], row["part"]) for row in report.table))
-    figure.set_size_inches(4.6 * len(panels), 3.8)
-    for number, (split, part) in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels), number)
-        for batch in dict.fromkeys(row["batch"] for row in report.table):
-            rows = [r for r in report.table if (r["split"], r["part"], r["batch"]) == (split, part, batch)]
-            mean = [100 * row["accuracy"]["mean"] for row in rows]
-            low = [max(0.0, m - 100 * row["accuracy"]["low"]) for m, row in zip(mean, rows, strict=True)]
-            high = [max(0.0, 100 * row["accuracy"]["high"] - m) for m, row in zip(mean, rows, strict=True)]
-            axes.errorbar(
-                [row["K"] for row in rows], mean, (low, high), fmt="o-", capsize=3, label=f"batch {batch}"
-            )
-        axes.set_xticks(sorted({row["K"] for row in report.table}))
+    for axes, rows in plots.by_split(figure, report.table):
+        for number, batch in enumerate(dict.fromkeys(row["batch"] for row in rows)):
+            own = [row for row in rows if row["batch"] == batch]
+            at = [row["K"] * (1 + 0.01 * number) for row in own]  # equal K side by side
+            plots.curve(axes, at, [row["accuracy"] for row in own], label=f"batch {batch}", number=number)
+        axes.set_xticks(sorted({row["K"] for row in rows}))
         axes.set_xlabel("number of negatives K")
         axes.set_ylabel("linear accuracy, %")
-        axes.set_title(f"{split}: {part}")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    plots.finish(figure, report.protocol)

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.evaluation import plots
 from trainer.evaluation.bench import Bench, require_labels
 from trainer.evaluation.dataset import Rows
 from trainer.evaluation.pretrain import Cost, features_of, site_means
 from trainer.evaluation.probe import predict
 from trainer.evaluation.report import Report, Row
-from trainer.evaluation.scores import Answers, asked_parts, difference, score
+from trainer.evaluation.scores import Answers, asked_parts, difference, outcome, score
 from trainer.evaluation.split import Split, draw_balanced, draw_share
 
 if TYPE_CHECKING:
@@ -115,8 +116,7 @@ def _row(scored: Row, split: str, encoder: str, labels: str, part: str, cost: Co
         "encoder": encoder,
         "labels": labels,
         "part": part,
-        "accuracy": scored["accuracy"],
-        **{f"recall_{name}": value for name, value in scored["recall"].items()},
+        **outcome(scored),
         "learning_s": round(cost.seconds / num, 1),
         "learning_cpu_s": round(cost.cpu_s / num, 1),
         "steps": cost.steps // num,
@@ -124,23 +124,18 @@ def _row(scored: Row, split: str, encoder: str, labels: str, part: str, cost: Co
 
 
 def draw_table(figure: "Figure", report: Report) -> None:
-    """Accuracies with intervals, a panel for each split."""
-    splits = list(dict.fromkeys(row["split"] for row in report.table))
-    figure.set_size_inches(7 * len(splits), 4.2)
-    for number, split in enumerate(splits, 1):
-        axes = figure.add_subplot(1, len(splits), number)
-        rows = [row for row in report.table if row["split"] == split]
+    """Accuracies with intervals, a panel for each split and part."""
+    for axes, rows in plots.by_split(figure, report.table):
         encoders = list(dict.fromkeys(row["encoder"] for row in rows))
-        groups = list(dict.fromkeys(f"{row['part']}\n{row['labels']}" for row in rows))
+        labels = list(dict.fromkeys(row["labels"] for row in rows))
+        width = 0.8 / len(encoders)
         for i, encoder in enumerate(encoders):
-            own = {f"{r['part']}\n{r['labels']}": r["accuracy"] for r in rows if r["encoder"] == encoder}
-            at = [groups.index(group) + 0.8 * (i - (len(encoders) - 1) / 2) / len(encoders) for group in own]
-            mean = [100 * a["mean"] for a in own.values()]
-            low = [max(0.0, 100 * (a["mean"] - a["low"])) for a in own.values()]
-            high = [max(0.0, 100 * (a["high"] - a["mean"])) for a in own.values()]
-            axes.bar(at, mean, 0.8 / len(encoders), yerr=(low, high), label=encoder, capsize=2)
-        axes.set_xticks(range(len(groups)), groups, fontsize=7)
+            own = [row for row in rows if row["encoder"] == encoder]
+            at = [labels.index(row["labels"]) + width * (i - (len(encoders) - 1) / 2) for row in own]
+            mean, reach = plots.percent([row["accuracy"] for row in own])
+            axes.bar(at, mean, width, yerr=reach, label=encoder, capsize=2, color=plots.COLOURS[i])
+        axes.set_xticks(range(len(labels)), labels, fontsize=8)
+        axes.set_xlabel("labels that the layer was fitted on")
         axes.set_ylabel("accuracy, %")
         axes.set_ylim(0, 100)
-        axes.set_title(f"split: {split}")
-        axes.legend(fontsize=8, loc="lower right")
+    plots.finish(figure, report.protocol)

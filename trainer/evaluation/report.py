@@ -23,8 +23,9 @@ from services.core.frames import CLASSES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DETAIL = tuple(f"recall_{name}" for name in CLASSES)
+_DETAIL = ("balanced_accuracy", *(f"recall_{name}" for name in CLASSES), "sessions", "seeds")
 """Columns that only the files have."""
+_CONFUSIONS_A_LINE = 4
 Row = dict[str, Any]
 """One line of the table: plain values; {"mean", "low", "high"} for an interval."""
 
@@ -97,9 +98,12 @@ class Report:
 
 def _draw_confusions(figure: "Figure", found: dict[str, Row]) -> None:
     """Rows are truth, in percent of it; the counts are in the JSON."""
-    figure.set_size_inches(3.1 * len(found), 3.2)
+    num_columns = min(_CONFUSIONS_A_LINE, len(found))
+    num_lines = -(-len(found) // num_columns)
+    figure.set_size_inches(3.1 * num_columns, 3.2 * num_lines + 0.3)
+    figure.suptitle("percent of the frames of a true class, all seeds together", fontsize=8)
     for number, (title, confusion) in enumerate(found.items(), 1):
-        axes = figure.add_subplot(1, len(found), number)
+        axes = figure.add_subplot(num_lines, num_columns, number)
         counts = np.array(confusion["counts"], float)
         percent = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
         axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
@@ -111,7 +115,7 @@ def _draw_confusions(figure: "Figure", found: dict[str, Row]) -> None:
         names = confusion["classes"]
         axes.set_xticks(range(len(names)), names, fontsize=7, rotation=30)
         axes.set_yticks(range(len(names)), names, fontsize=7)
-        axes.set_title(title, fontsize=8)
+        axes.set_title(title.replace("/", ", "), fontsize=8)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth")
 
@@ -121,7 +125,7 @@ def _shown(value: Any) -> str:
         case None:
             return "-"
         case {"mean": mean, "low": low, "high": high}:
-            return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+            return f"{100 * mean:.1f}" + ("" if low != low else f" ({100 * low:.1f} to {100 * high:.1f})")
         case float():
             return f"{value:.4g}"
         case _:
@@ -161,7 +165,7 @@ def as_png(draw: "Callable[[Figure], None]") -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(layout="constrained", dpi=130)
+    figure = Figure(layout="constrained", dpi=180)
     FigureCanvasAgg(figure)
     draw(figure)
     buffer = io.BytesIO()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer.evaluation import plots
 from trainer.evaluation.bench import Bench
 from trainer.evaluation.dataset import Dataset, Rows
 from trainer.evaluation.pretrain import Pretrained, features_of, site_means
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 QUESTION = "Does a radar heatmap find the camera image of its instant, and an image its heatmap?"
 CUTS = (1, 5, 10)
+_MIN_INSTANTS = 4
+"""Among fewer, finding the right one says nothing."""
 _NUM_SHOWN, _NUM_FOUND = 6, 5
 
 
@@ -33,27 +36,38 @@ def study(bench: Bench, *, every_s: float = 3.0) -> Report:
     report = Report("retrieval", QUESTION, bench.protocol(splits) | {"every_s": every_s})
     for split in splits:
         for part, rows in split.parts.items():
-            asked = thinned(bench.dataset, rows[bench.dataset.has_key[rows]], every_s=every_s)
-            if len(asked) < 2:
-                raise EvaluationError(
-                    f"{len(asked)} instants of {part} are too few to find one among",
-                    remedy="evaluate on a longer recording, or thin less: --every-s 1",
-                )
+            asked = _asked(bench, rows, part, every_s=every_s)
             for encoder in ("untrained", "contrastive"):
                 found = [_found(bench, split, encoder, seed) for seed in bench.plan.seeds]
                 report.table += _rows(bench, split, part, encoder, asked, found)
     shown_split = splits[0]
     part, rows = list(shown_split.parts.items())[-1]
-    asked = thinned(bench.dataset, rows[bench.dataset.has_key[rows]], every_s=every_s)
+    asked = _asked(bench, rows, part, every_s=every_s)
     learnt = bench.learnt(shown_split.train, bench.plan.seeds[0])
     q, k = embed(bench, shown_split, learnt, asked)
     report.notes = [
         "gallery site: only instants of the query's own site, where knowing the site does not help.",
-        f"the picture shows {part} instants, {shown_split.name} split: query, then what was found, best first.",
+        "median_rank: of the right one, 1 is the best; frames: instants that were asked for.",
+        f"the picture shows {part} instants, {shown_split.name} split, seed {bench.plan.seeds[0]}: query, then "
+        "what was found, best first.",
     ]
     report.draw = lambda figure: draw_recall(figure, report)
     report.pictures["retrieval_examples"] = lambda figure: draw_examples(figure, bench.dataset, asked, q @ k.T)
     return report
+
+
+def _asked(bench: Bench, rows: Rows, part: str, *, every_s: float) -> Rows:
+    """Instants to ask for. Raises EvaluationError where there are too few to find one among."""
+    with_image = rows[bench.dataset.has_key[rows]]
+    asked = thinned(bench.dataset, with_image, every_s=every_s)
+    if len(asked) >= _MIN_INSTANTS:
+        return asked
+    found = f"{len(with_image)} pairs of the part {part!r}, {len(asked)} of them {every_s:g} s apart"
+    if len(with_image) < _MIN_INSTANTS:
+        remedy = "evaluate on a longer recording"
+    else:
+        remedy = f"evaluate on a longer recording, or thin less: --every-s {every_s / 4:g}"
+    raise EvaluationError(f"{found}, are too few to find one among (at least {_MIN_INSTANTS})", remedy=remedy)
 
 
 def thinned(dataset: Dataset, rows: Rows, *, every_s: float) -> Rows:
@@ -118,7 +132,11 @@ def _rows(
                 "encoder": encoder,
                 "direction": direction,
                 "gallery": gallery,
+                "frames": len(asked),
+                "sessions": len(np.unique(dataset.session[asked])),
+                "seeds": len(found),
                 "candidates": round(float(num.mean()), 1),
+                "median_rank": round(float(np.median(1 + np.concatenate(per_seed))), 1),
             }
             for cut in CUTS:
                 hits = by_session(dataset, [(asked, rank < cut) for rank in per_seed])
@@ -129,22 +147,27 @@ def _rows(
 
 
 def draw_recall(figure: "Figure", report: Report) -> None:
-    """Recall against k, with chance; radar to image."""
-    panels = list(dict.fromkeys((r["split"], r["part"], r["gallery"]) for r in report.table))
-    figure.set_size_inches(3.4 * len(panels), 3.6)
-    for number, panel in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels), number)
-        rows = [r for r in report.table if (r["split"], r["part"], r["gallery"]) == panel]
-        rows = [row for row in rows if row["direction"] == "radar to image"]
-        for row in rows:
-            axes.plot(CUTS, [100 * row[f"recall_at_{cut}"]["mean"] for cut in CUTS], "o-", label=row["encoder"])
-        axes.plot(CUTS, [100 * rows[0][f"chance_at_{cut}"] for cut in CUTS], "k--", label="chance")
-        axes.set_title(f"{panel[0]}: {panel[1]}\ngallery: {panel[2]}", fontsize=9)
-        axes.set_xticks(CUTS)
-        axes.set_xlabel("k")
-        axes.set_ylim(0, 100)
-        axes.set_ylabel("recall at k, %")
-        axes.legend(fontsize=7)
+    """Radar to image: recall against k, and chance. A line of panels a split; parts and galleries across."""
+    splits = list(dict.fromkeys(row["split"] for row in report.table))
+    columns = list(dict.fromkeys((row["part"], row["gallery"]) for row in report.table))
+    cells = plots.panels(figure, len(splits), len(columns), width_in=3.3)
+    for split, line in zip(splits, cells, strict=True):
+        for (part, gallery), axes in zip(columns, line, strict=True):
+            asked = (split, part, gallery, "radar to image")
+            rows = [r for r in report.table if (r["split"], r["part"], r["gallery"], r["direction"]) == asked]
+            cuts = [cut for cut in CUTS if rows[0][f"chance_at_{cut}"] < 1]
+            for number, row in enumerate(rows):
+                values = [row[f"recall_at_{cut}"] for cut in cuts]
+                plots.curve(axes, cuts, values, label=row["encoder"], number=number)
+            axes.plot(cuts, [100 * rows[0][f"chance_at_{cut}"] for cut in cuts], "k--", lw=1, label="chance")
+            among = "all instants" if gallery == "all" else "those of its site"
+            candidates = f"found among {among}, {rows[0]['candidates']:g}"
+            axes.set_title(f"{plots.title(split, part, rows[0])}\n{candidates}", fontsize=8)
+            axes.set_xticks(CUTS)
+            axes.set_xlabel("k")
+            axes.set_ylabel("recall at k, %")
+            axes.grid(alpha=0.3)
+    plots.finish(figure, report.protocol)
 
 
 def draw_examples(figure: "Figure", dataset: Dataset, asked: Rows, similarity: Tensor) -> None:
@@ -158,11 +181,12 @@ def draw_examples(figure: "Figure", dataset: Dataset, asked: Rows, similarity: T
             cell.set_xticks([])
             cell.set_yticks([])
         line[0].imshow(dataset.heatmap[asked[query]][-1].astype(np.float32), aspect="auto", origin="lower")
-        line[0].set_ylabel(dataset.sites[dataset.site[asked[query]]], fontsize=7)
+        line[0].set_ylabel(f"{dataset.sites[dataset.site[asked[query]]]}\nrange", fontsize=7)
         line[1].imshow(image_of(dataset, int(asked[query])))
         best = similarity[query].argsort(descending=True)[: num_columns - 2].tolist()
         for cell, candidate in zip(line[2:], best, strict=True):
             cell.imshow(image_of(dataset, int(asked[candidate])))
+            cell.set_xlabel(f"{similarity[query, candidate]:.2f}", fontsize=7)
             for spine in cell.spines.values():
                 spine.set_color("limegreen" if candidate == query else "grey")
                 spine.set_linewidth(3 if candidate == query else 0.5)
@@ -170,6 +194,10 @@ def draw_examples(figure: "Figure", dataset: Dataset, asked: Rows, similarity: T
         cells[0], ["heatmap", "its image", *(f"found {i}" for i in range(1, num_columns - 1))], strict=True
     ):
         cell.set_title(title, fontsize=8)
+    cells[-1][0].set_xlabel("azimuth", fontsize=7)
+    figure.suptitle(
+        "each heatmap is asked for its image; numbers: cosine; a green frame is the right one", fontsize=8
+    )
 
 
 def image_of(dataset: Dataset, row: int) -> npt.NDArray[np.uint8]:

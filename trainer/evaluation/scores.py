@@ -63,6 +63,13 @@ def score(dataset: Dataset, answers: Sequence[Answers]) -> dict[str, Any]:
     }
 
 
+def outcome(scored: dict[str, Any]) -> dict[str, Any]:
+    """Columns of a table from what `score` says: the accuracy with its interval, and what it rests on."""
+    rests_on = {"frames": scored["frames"], "sessions": scored["sessions"], "seeds": len(scored["seeds"])}
+    recall = {f"recall_{name}": value for name, value in scored["recall"].items()}
+    return {"accuracy": scored["accuracy"], "balanced_accuracy": scored["balanced_accuracy"]} | recall | rests_on
+
+
 def accuracy(dataset: Dataset, answers: Sequence[Answers]) -> Interval:
     """Mean accuracy over seeds."""
     return bootstrap(*by_session(dataset, [(a.rows, a.predicted == dataset.label[a.rows]) for a in answers]))
@@ -93,7 +100,7 @@ def bootstrap(sums: Counts, frames: Counts) -> Interval:
     rng = np.random.default_rng(0)
     num_seeds, num_sessions = sums.shape
     mean = float(np.mean(sums.sum(1) / frames.sum(1)))
-    if num_sessions == 1 and num_seeds == 1:
+    if num_sessions == 1:  # how sessions differ is not known, and seeds alone would look far too sure
         return Interval(mean, float("nan"), float("nan"))
     seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), _NUM_DRAWS)  # how often each was drawn
     sessions = rng.multinomial(num_sessions, np.full(num_sessions, 1 / num_sessions), _NUM_DRAWS)

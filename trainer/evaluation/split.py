@@ -15,6 +15,8 @@ from trainer.evaluation.dataset import Bools, Dataset, Rows
 
 TEST_SHARE = 0.2
 UNSEEN_PREFIX = "eval_"
+_MIN_SESSIONS, _MIN_SESSION_S = 5, 1.0
+"""What is worth advising."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,25 @@ def split_by_session(
         is_test |= np.isin(dataset.session, rng.permutation(sessions)[:num])
     is_guard = _is_near(dataset, is_test, within_s=guard_s)
     train, test = np.flatnonzero(~unseen & ~is_test & ~is_guard), np.flatnonzero(is_test)
-    if not len(test) or not len(train):
+    if not len(test):
+        longest_s = max(_length_s(dataset, int(site)) for site in np.flatnonzero(~is_unseen))
         raise SettingsError(
-            f"{len(np.unique(dataset.session))} sessions are too few to keep some for the test",
-            remedy="give shorter sessions (--session-s 10), or a longer recording",
+            f"no site has a second session to keep for the test: the longest lasts {longest_s:.3g} s",
+            remedy="give a longer recording"
+            if longest_s < _MIN_SESSIONS * _MIN_SESSION_S
+            else f"cut shorter sessions (--session-s {longest_s // _MIN_SESSIONS:g}), or give a longer recording",
+        )
+    if not len(train):
+        raise SettingsError(
+            f"all that is not held out lies within {guard_s:g} s of it: nothing is left to learn from",
+            remedy=f"keep less away from it (--guard-s {guard_s / 10:g}), or give a longer recording",
         )
     return Split("sessions", train, test, np.flatnonzero(unseen))
+
+
+def _length_s(dataset: Dataset, site: int) -> float:
+    at_ns = dataset.at_ns[dataset.site == site]
+    return float(at_ns.max() - at_ns.min()) / 1e9
 
 
 def split_at_random(dataset: Dataset, *, is_unseen: Bools, seed: int = 0, test_share: float = TEST_SHARE) -> Split:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from trainer.evaluation import plots
 from trainer.evaluation.bench import Bench, require_labels
 from trainer.evaluation.dataset import Dataset, Rows, clutter_table
 from trainer.evaluation.pretrain import PairBatches, features_of, new_learner, num_steps
 from trainer.evaluation.probe import predict
 from trainer.evaluation.report import EvaluationError, Report
-from trainer.evaluation.scores import Answers, accuracy, answer, score
+from trainer.evaluation.scores import Answers, answer, outcome, score
 from trainer.evaluation.split import unseen_sites
 from trainer.head_nets import Head
 from trainer.learner import Learner
@@ -26,6 +27,14 @@ from trainer.learner import Learner
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LINES = (
+    ("learning on", "next chunk"),
+    ("frozen", "next chunk"),
+    ("learning on", "unseen"),
+    ("frozen", "unseen"),
+    ("past", "future"),
+)
+"""Model and part, in the order of their colours."""
 QUESTION = "Does a model that learns on stay good, and how fast does one that does not grow old?"
 
 
@@ -64,10 +73,10 @@ def study(bench: Bench, *, num_chunks: int = 8, past_share: float = 0.6) -> Repo
                 "part": part,
                 "chunk": number,
                 "hours": round(hours[number], 4),
-                "frames": scored["frames"],
-                "accuracy": scored["accuracy"],
+                **outcome(scored),
             }
         )
+        report.details[f"prequential/{model}/{part}/{number}"] = scored
     report.table += _past_and_future(bench, rows, past_share, num_bins=max(2, num_chunks // 2))
     report.notes = [
         "hours: of the stream, from its start (prequential) or from the end of the learning (past and future).",
@@ -104,7 +113,7 @@ def _prequential(
         model = _Model(learner, _layer(bench, learner, known, seed=seed))
         if frozen is None:
             frozen = _Model(_copy(learner, dataset, known), model.head)
-        following = rows[chunk == number + 1]
+        following = _after(dataset, known, rows[chunk == number + 1], guard_s=bench.plan.guard_s)
         for model_name, asked_model in (("learning on", model), ("frozen", frozen)):
             for part, asked in (("next chunk", following), ("unseen", unseen)):
                 if (dataset.label[asked] >= 0).any():
@@ -112,6 +121,16 @@ def _prequential(
                     told = answer(dataset, asked, partial(asked_model.predict, dataset), seed=seed)
                     found.setdefault((model_name, part, at), []).append(told)
     bench.bars.advance(name, num_chunks, num_chunks)
+
+
+def _after(dataset: Dataset, known: Rows, following: Rows, *, guard_s: float) -> Rows:
+    """Those of `following` more than `guard_s` after what is known of their site: no object is asked for twice."""
+    is_far = np.ones(len(following), bool)
+    for site in np.unique(dataset.site[following]):
+        of_site = dataset.site[following] == site
+        ends_ns = dataset.at_ns[known[dataset.site[known] == site]].max(initial=0)
+        is_far[of_site] = dataset.at_ns[following[of_site]] - ends_ns > guard_s * 1e9
+    return following[is_far]
 
 
 def _learn(
@@ -182,8 +201,7 @@ def _past_and_future(bench: Bench, rows: Rows, past_share: float, *, num_bins: i
             "part": "future",
             "chunk": number,
             "hours": round(float(since_s[bin_of == number].mean()) / 3600, 4),
-            "frames": len(found[0].rows),
-            "accuracy": accuracy(dataset, found).report(),
+            **outcome(score(dataset, found)),
         }
         for number, found in sorted(answers.items())
     ]
@@ -215,18 +233,22 @@ def _hours(dataset: Dataset, rows: Rows, of: Rows) -> float:
 
 def draw_curves(figure: "Figure", report: Report) -> None:
     """Prequential on the left, past and future on the right."""
-    figure.set_size_inches(10, 4)
-    left, right = figure.subplots(1, 2)
-    for axes, curve in ((left, "prequential"), (right, "past and future")):
-        rows = [row for row in report.table if row["curve"] == curve]
+    longest = max(row["hours"] for row in report.table)
+    unit, an_hour = ("minutes", 60) if longest < 2 else ("hours", 1)
+    ((left, right),) = plots.panels(figure, 1, 2, width_in=5)
+    for axes, name, x in (
+        (left, "prequential", f"{unit} of the stream, from its start"),
+        (right, "past and future", f"{unit} since the learning ended"),
+    ):
+        rows = [row for row in report.table if row["curve"] == name]
         for model, part in dict.fromkeys((row["model"], row["part"]) for row in rows):
             own = [row for row in rows if (row["model"], row["part"]) == (model, part)]
-            mean = [100 * row["accuracy"]["mean"] for row in own]
-            line = axes.plot([r["hours"] for r in own], mean, "o-", label=f"{model}: {part}")
-            low, high = ([100 * row["accuracy"][side] for row in own] for side in ("low", "high"))
-            axes.fill_between([r["hours"] for r in own], low, high, alpha=0.12, color=line[0].get_color())
-        axes.set_title(curve)
-        axes.set_xlabel("hours" + (" since the learning ended" if axes is right else " of the stream"))
+            at = [row["hours"] * an_hour for row in own]
+            number = _LINES.index((model, part))
+            plots.curve(axes, at, [row["accuracy"] for row in own], label=f"{model}: {part}", number=number)
+        asked = f"{min(r['frames'] for r in rows):,} to {max(r['frames'] for r in rows):,} frames a point"
+        axes.set_title(f"{name}\n{asked}", fontsize=9)
+        axes.set_xlabel(x)
         axes.set_ylabel("accuracy, %")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+    plots.finish(figure, report.protocol)

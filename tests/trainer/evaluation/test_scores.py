@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.scores import Answers, accuracy, difference, score
+from trainer.evaluation.scores import Answers, accuracy, difference, outcome, score
 
 
 def asked(labels: list[int], sessions: list[int]) -> Any:
@@ -43,3 +43,20 @@ def test_difference_is_paired_by_seed_and_session() -> None:
     assert 0 < gain.mean <= 0.1
     assert gain.low >= 0
     assert difference(data, ours, ours).high == 0
+
+
+def test_one_session_gives_no_interval_however_many_seeds() -> None:
+    label = [0, 1] * 10
+    data = asked(label, [7] * 20)
+    answers = [Answers(seed, np.arange(20), np.arange(20) % (2 + seed)) for seed in (0, 1)]
+    found = accuracy(data, answers)
+    assert 0 < found.mean < 1
+    assert np.isnan([found.low, found.high]).all()
+
+
+def test_outcome_says_what_an_accuracy_rests_on() -> None:
+    data = asked([0, 1, 1, 3], [0, 0, 1, 1])
+    answers = [Answers(seed, np.arange(4), np.array([0, 1, 2, 3])) for seed in (0, 1, 2)]
+    found = outcome(score(data, answers))
+    assert (found["frames"], found["sessions"], found["seeds"]) == (4, 2, 3)
+    assert found["recall_pedestrian"] == 0.5

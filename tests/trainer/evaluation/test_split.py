@@ -119,3 +119,20 @@ def test_what_cannot_be_split_is_said_with_a_remedy() -> None:
         unseen_sites(data, ["nowhere"])
     with pytest.raises(SettingsError, match="leave one"):
         unseen_sites(data, data.sites)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "session_s", "guard_s", "says"),
+    [
+        (3, 60.0, 3.0, r"lasts 2 s.*give a longer recording$"),
+        (41, 60.0, 3.0, r"lasts 40 s.*--session-s 8"),
+        (20, 10.0, 50.0, r"within 50 s.*--guard-s 5\b"),
+    ],
+)
+def test_what_cannot_be_split_is_refused_with_what_would_help(
+    num_frames: int, session_s: float, guard_s: float, says: str
+) -> None:
+    data = frames([1, num_frames], seed=0)
+    data.session = sessions_of(data.site, data.at_ns, session_s=session_s)
+    with pytest.raises(SettingsError, match=says):
+        split_by_session(data, is_unseen=unseen_sites(data), guard_s=guard_s)

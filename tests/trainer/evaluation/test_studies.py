@@ -9,21 +9,23 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from services.core.errors import SettingsError
+from services.core.frames import CLASSES
 from trainer.evaluation import efficiency, embedding, ksweep, linear, reproduce, retrieval, temporal
 from trainer.evaluation.bench import Bench
 from trainer.evaluation.classifier import Recipe, train_classifier, tune
 from trainer.evaluation.dataset import UNLABELLED
 from trainer.evaluation.efficiency import Budget
-from trainer.evaluation.report import Report
+from trainer.evaluation.report import EvaluationError, Report
 from trainer.evaluation.retrieval import ranks
 
 QUICK = Budget(is_tuned=False, max_steps=4)
 
 
 def written(report: Report, out_dir: Path) -> tuple[dict, list[dict[str, str]]]:
-    """JSON and CSV as they were written; every picture is a PNG."""
+    """JSON and CSV as they were written; every picture is a PNG, and every axis of the figure says what it is."""
     paths = report.write(out_dir)
     for path in paths:
         if path.suffix == ".png":
@@ -36,7 +38,28 @@ def written(report: Report, out_dir: Path) -> tuple[dict, list[dict[str, str]]]:
     with (out_dir / f"{report.name}.csv").open() as file:
         table = list(csv.DictReader(file))
     assert len(table) == len(found["table"]) > 0
+    for row in table:
+        assert int(row["frames"]) > 0
+        assert int(row["sessions"]) > 0
+        assert int(row["seeds"]) == len(found["protocol"]["seeds"])
+    assert_legible(report)
     return found, table
+
+
+def assert_legible(report: Report) -> None:
+    """A figure fits a page, names its axes, tells its lines apart, and says what its intervals rest on."""
+    assert report.draw is not None
+    figure = Figure(layout="constrained")
+    report.draw(figure)
+    assert max(figure.get_size_inches()) <= 15
+    assert figure.legends
+    assert "seed" in figure.get_suptitle()
+    for axes in figure.axes:
+        assert axes.get_title()
+        if axes.get_subplotspec().is_last_row():
+            assert axes.get_xlabel()
+        if axes.get_subplotspec().is_first_col():
+            assert axes.get_ylabel()
 
 
 def test_linear_asks_test_unseen_and_generic_with_all_and_few_labels(bench: Bench, tmp_path: Path) -> None:
@@ -112,8 +135,9 @@ def test_classifier_learns_what_can_be_learnt(bench: Bench) -> None:
     found = train_classifier(
         bench.untrained(split.train, 0).learner, bench.dataset, rows, recipe, seed=0, watch=asked, watch_every=20
     )
-    assert [point["step"] for point in found.curve] == [20, 40]
-    assert found.curve[-1]["accuracy"] > 0.9
+    assert [point.step for point in found.curve] == [0, 20, 40]
+    assert found.curve[-1].is_right.mean() > 0.9
+    assert found.curve[-1].loss.mean() < found.curve[0].loss.mean()
     assert found.penultimate(bench.dataset, asked).shape == (len(asked), 128)
 
 
@@ -123,14 +147,26 @@ def test_ksweep_learns_once_for_each_k(bench: Bench, tmp_path: Path) -> None:
     assert {(row["batch"], row["K"]) for row in table} == {("8", "16"), ("16", "16")}
     assert found["protocol"]["in_batch_negatives"] is False
     assert len(bench.known) == 4
+    assert [float(row["chance"]) for row in table if row["part"] == "test"] == pytest.approx(
+        [np.log(17)] * 2, 1e-3
+    )
 
 
 def test_tsne_has_three_panels_and_the_paper_has_two(bench: Bench, tmp_path: Path) -> None:
     found, table = written(embedding.study(bench, max_points=24, budget=QUICK), tmp_path)
     assert [row["panel"] for row in table[:3]] == list(embedding.PANELS)
-    points = found["details"]["points"]["test/contrastive, frozen"]
+    assert {row["split"] for row in table} == {"sessions", "random"}
+    points = found["details"]["points"]["sessions/test/contrastive, frozen"]
     assert np.array(points["xy"]).shape == (len(points["label"]), 2)
-    assert all(0 <= float(row["knn"]) <= 1 for row in table)
+    assert all(0 <= float(row["knn_low"]) <= float(row["knn"]) <= float(row["knn_high"]) <= 1 for row in table)
+    assert len(found["details"]["random/test/fine-tuned"]["per_seed"]) == 2
+
+
+def test_neighbours_say_what_most_of_them_are_and_not_what_a_frame_itself_is() -> None:
+    x = np.concatenate([np.zeros((12, 3)), np.ones((12, 3))]) + np.linspace(0, 1e-3, 24)[:, None]
+    labels = np.repeat([1, 3], 12)
+    labels[0] = 3  # alone among others: what they say counts
+    assert embedding._neighbours_say(x, labels).tolist() == [1] * 12 + [3] * 12
 
 
 def test_retrieval_reports_both_directions_against_chance(bench: Bench, tmp_path: Path) -> None:
@@ -138,8 +174,17 @@ def test_retrieval_reports_both_directions_against_chance(bench: Bench, tmp_path
     assert (tmp_path / "retrieval_examples.png").exists()
     assert {row["direction"] for row in table} == {"radar to image", "image to radar"}
     assert {row["gallery"] for row in table} == {"all", "site"}
+    assert all(1 <= float(row["median_rank"]) <= float(row["candidates"]) for row in table)
     row = table[0]
     assert float(row["chance_at_1"]) == pytest.approx(1 / float(row["candidates"]), rel=0.01)
+
+
+def test_retrieval_among_too_few_instants_refuses_and_says_what_to_do(bench: Bench) -> None:
+    with pytest.raises(EvaluationError, match=r"--every-s 250"):
+        retrieval.study(bench, every_s=1000.0)
+    bench.dataset.has_key[:] = False
+    with pytest.raises(EvaluationError, match=r"longer recording$"):
+        retrieval.study(bench, every_s=0.1)
 
 
 def test_encodings_that_know_nothing_find_their_image_by_chance() -> None:
@@ -174,6 +219,17 @@ def test_temporal_tests_before_it_learns(bench: Bench, tmp_path: Path) -> None:
     assert min(after) > 0
 
 
+def test_stream_is_not_asked_for_what_it_has_just_learnt(bench: Bench) -> None:
+    dataset = bench.dataset
+    rows = np.flatnonzero(dataset.site == 0)
+    known, following = rows[:20], rows[20:30]
+    asked = temporal._after(dataset, known, following, guard_s=5.0)
+    since_s = (dataset.at_ns[asked] - dataset.at_ns[known[-1]]) / 1e9
+    assert since_s.min() > 5
+    assert set(following) - set(asked) == set(following[:2])  # 2 and 4 s after
+    assert set(temporal._after(dataset, known, following, guard_s=0.0)) == set(following)
+
+
 @pytest.mark.parametrize("figure", ["fig4", "fig5", "fig6", "fig7"])
 def test_figure_of_the_paper_by_its_protocol_at_a_scale(
     bench: Bench, figure: reproduce.FigureName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,7 +243,8 @@ def test_figure_of_the_paper_by_its_protocol_at_a_scale(
     assert found["protocol"]["epochs"]["contrast"] == 1
     if figure == "fig6":
         assert {row["method"] for row in table} == {"finetune 32", "supervised 128"}
-        assert all(float(row["test_loss"]) > 0 for row in table)
+        assert all(0 < float(row["test_loss_low"]) <= float(row["test_loss_high"]) for row in table)
+        assert {row["method"] for row in table if float(row["epoch"]) == 0} == {"finetune 32", "supervised 128"}
 
 
 def test_paper_protocol_without_vgg_weights_says_where_to_put_them(
@@ -204,8 +261,23 @@ def test_paper_protocol_without_vgg_weights_says_where_to_put_them(
 def test_without_labels_studies_of_labels_refuse(bench: Bench) -> None:
     bench.dataset.label[:] = UNLABELLED
     bench.plan = replace(bench.plan, split="sessions", seeds=(0,))
-    refused: list[Callable[[Bench], Report]] = [linear.study, efficiency.study, ksweep.study, embedding.study]
+    refused: list[Callable[[Bench], Report]] = [
+        *(linear.study, efficiency.study, ksweep.study, embedding.study, temporal.study),
+        lambda bench: reproduce.study(bench, "fig6", scale=reproduce.Scale(0.001)),
+    ]
     for study in refused:
-        with pytest.raises(SettingsError, match="labels"):
+        with pytest.raises(SettingsError, match="no frame has a label"):
             study(bench)
     assert retrieval.study(bench, every_s=1.0).table
+    bench.dataset.label[:3] = CLASSES.index("car")
+    with pytest.raises(SettingsError, match="all 3 labels say car"):
+        linear.study(bench)
+
+
+def test_confusion_matrices_of_many_cases_fit_a_page(bench: Bench) -> None:
+    bench.plan = replace(bench.plan, seeds=(0,))
+    report = efficiency.study(bench, shares=(1.0,), budget=QUICK)
+    figure = Figure(layout="constrained")
+    report.pictures["efficiency_confusion"](figure)
+    assert len(figure.axes) == 12
+    assert max(figure.get_size_inches()) <= 15
