@@ -72,6 +72,7 @@ def finish(figure: "Figure", report_protocol: Mapping[str, Any], *, what: str = 
     """One legend for all panels below them, and above them what means and intervals rest on."""
     handles = dict[str, Any]()
     for axes in figure.axes:
+        axes.label_outer()
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:

@@ -34,20 +34,27 @@ def study(bench: Bench, *, every_s: float = 3.0) -> Report:
     """Recall at 1, 5 and 10, among all sites and within one. every_s: between two instants of a site."""
     splits = bench.splits()
     report = Report("retrieval", QUESTION, bench.protocol(splits) | {"every_s": every_s})
+    instants = {
+        (split.name, part): _asked(bench, rows, part, every_s=every_s)
+        for split in splits
+        for part, rows in split.parts.items()
+    }
+    instants = as_many(bench.dataset, instants)
     for split in splits:
-        for part, rows in split.parts.items():
-            asked = _asked(bench, rows, part, every_s=every_s)
+        for part in split.parts:
+            asked = instants[split.name, part]
             for encoder in ("untrained", "contrastive"):
                 found = [_found(bench, split, encoder, seed) for seed in bench.plan.seeds]
                 report.table += _rows(bench, split, part, encoder, asked, found)
     shown_split = splits[0]
-    part, rows = list(shown_split.parts.items())[-1]
-    asked = _asked(bench, rows, part, every_s=every_s)
+    part = list(shown_split.parts)[-1]
+    asked = instants[shown_split.name, part]
     learnt = bench.learnt(shown_split.train, bench.plan.seeds[0])
     q, k = embed(bench, shown_split, learnt, asked)
     report.notes = [
         "gallery site: only instants of the query's own site, where knowing the site does not help.",
-        "median_rank: of the right one, 1 is the best; frames: instants that were asked for.",
+        "median_rank: of the right one, 1 is the best; frames: instants that were asked for, as many of a site in "
+        "every split, since among more it is harder to find one.",
         f"the picture shows {part} instants, {shown_split.name} split, seed {bench.plan.seeds[0]}: query, then "
         "what was found, best first.",
     ]
@@ -80,6 +87,25 @@ def thinned(dataset: Dataset, rows: Rows, *, every_s: float) -> Rows:
             kept.append(row)
             last = (site, at_ns)
     return np.array(kept, np.int64)
+
+
+def as_many(dataset: Dataset, instants: dict[tuple[str, str], Rows]) -> dict[tuple[str, str], Rows]:
+    """Of each part as many instants of a site in every split: among more it is harder to find one.
+
+    instants: rows by split and part. Of the longer ones those that are left are spread over all.
+    """
+    fewest: dict[tuple[str, int], int] = {}
+    for (_, part), rows in instants.items():
+        for site, num in enumerate(np.bincount(dataset.site[rows], minlength=len(dataset.sites)).tolist()):
+            fewest[part, site] = min(num, fewest.get((part, site), num))
+    found = {}
+    for (split, part), rows in instants.items():
+        by_site = [(rows[dataset.site[rows] == site], fewest[part, site]) for site in range(len(dataset.sites))]
+        kept = [
+            of_site[np.linspace(0, len(of_site) - 1, num).round().astype(int)] for of_site, num in by_site if num
+        ]
+        found[split, part] = np.concatenate([rows[:0], *kept])
+    return found
 
 
 def embed(bench: Bench, split: Split, found: Pretrained, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -191,7 +217,7 @@ def draw_examples(figure: "Figure", dataset: Dataset, asked: Rows, similarity: T
                 spine.set_color("limegreen" if candidate == query else "grey")
                 spine.set_linewidth(3 if candidate == query else 0.5)
     for cell, title in zip(
-        cells[0], ["heatmap", "its image", *(f"found {i}" for i in range(1, num_columns - 1))], strict=True
+        cells[0], ["heatmap, dB", "its image", *(f"found {i}" for i in range(1, num_columns - 1))], strict=True
     ):
         cell.set_title(title, fontsize=8)
     cells[-1][0].set_xlabel("azimuth", fontsize=7)

@@ -179,6 +179,17 @@ def test_retrieval_reports_both_directions_against_chance(bench: Bench, tmp_path
     assert float(row["chance_at_1"]) == pytest.approx(1 / float(row["candidates"]), rel=0.01)
 
 
+def test_splits_are_asked_among_as_many_candidates(bench: Bench) -> None:
+    few, many = np.array([0, 9, 50]), np.arange(0, 96, 5)
+    found = retrieval.as_many(bench.dataset, {("sessions", "test"): few, ("random", "test"): many})
+    site = bench.dataset.site
+    assert found["sessions", "test"].tolist() == few.tolist()
+    kept = found["random", "test"]
+    assert np.bincount(site[kept], minlength=3).tolist() == np.bincount(site[few], minlength=3).tolist()
+    assert set(kept) <= set(many)
+    assert len(set(kept)) == len(kept)
+
+
 def test_retrieval_among_too_few_instants_refuses_and_says_what_to_do(bench: Bench) -> None:
     with pytest.raises(EvaluationError, match=r"--every-s 250"):
         retrieval.study(bench, every_s=1000.0)
