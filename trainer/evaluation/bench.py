@@ -18,7 +18,7 @@ import trainer
 from services.core.errors import SettingsError
 from services.core.files import write_atomically
 from services.core.frames import CLASSES
-from trainer.evaluation.dataset import Bools, Dataset, Rows
+from trainer.evaluation.dataset import UNLABELLED, Bools, Dataset, Rows
 from trainer.evaluation.pretrain import (
     Cost,
     Order,
@@ -151,8 +151,14 @@ class Bench:
             "splits": [
                 {"name": split.name, "train": len(split.train)}
                 | {part: len(rows) for part, rows in split.parts.items()}
+                | {
+                    "labels": {
+                        part: self._labels(rows) for part, rows in (("train", split.train), *split.parts.items())
+                    }
+                }
                 for split in splits
             ],
+            "warnings": self.warnings(splits),
             "session_s": plan.session_s,
             "guard_s": plan.guard_s,
             "label_block_s": plan.label_block_s,
@@ -164,6 +170,29 @@ class Bench:
             "interval": "95 %, bootstrap over sessions and seeds",
             "settings": describe_settings(self.settings),
         }
+
+    def _labels(self, rows: Rows) -> dict[str, int]:
+        return {name: int((self.dataset.label[rows] == number).sum()) for number, name in enumerate(CLASSES)}
+
+    def warnings(self, splits: Sequence[Split]) -> list[str]:
+        """What the splits cannot tell: classes that nothing was learnt of, parts of a single session."""
+        found = []
+        for split in splits:
+            label, session = self.dataset.label, self.dataset.session
+            known = np.unique(label[split.train])
+            for part, rows in split.parts.items():
+                if len(np.unique(session[rows])) == 1:
+                    found.append(
+                        f"{split.name} split, {part}: one session, so no interval; shorter ones: --session-s."
+                    )
+                if not (known >= 0).any():
+                    continue
+                strange = np.setdiff1d(label[rows], [*known, UNLABELLED])
+                for name, num in self._labels(rows[np.isin(label[rows], strange)]).items():
+                    if num:
+                        said = f"{split.name} split, {part}: {num} frames are {name}, none to learn from is"
+                        found += [f"{said}: what is answered there is wrong. Hold out others: --split-seed 1."]
+        return found
 
     def _learn_and_keep(
         self, key: str, train: Rows, settings: TrainerSettings, steps: int, name: str

@@ -62,10 +62,10 @@ def curve(axes: "Axes", x: Sequence[float], values: Sequence[Interval], *, label
 
 
 def percent(values: Sequence[Interval]) -> tuple[list[float], "np.ndarray[Any, np.dtype[np.float64]]"]:
-    """Means, and (2, n) how far the interval reaches below and above; 0 where there is none."""
+    """Means, and (2, n) how far the interval reaches below and above; nan, not drawn, if there is none."""
     mean = [100 * value["mean"] for value in values]
     reach = [[100 * (v["mean"] - v["low"]), 100 * (v["high"] - v["mean"])] for v in values]
-    return mean, np.nan_to_num(np.maximum(0.0, np.array(reach, float).T))
+    return mean, np.maximum(0.0, np.array(reach, float).T)
 
 
 def finish(figure: "Figure", report_protocol: Mapping[str, Any], *, what: str = "mean and 95 % interval") -> None:

@@ -101,20 +101,23 @@ def _draw_confusions(figure: "Figure", found: dict[str, Row]) -> None:
     num_columns = min(_CONFUSIONS_A_LINE, len(found))
     num_lines = -(-len(found) // num_columns)
     figure.set_size_inches(3.1 * num_columns, 3.2 * num_lines + 0.3)
-    figure.suptitle("percent of the frames of a true class, all seeds together", fontsize=8)
+    figure.suptitle(
+        "percent of the frames of a true class; beside it how many there are, all seeds together", fontsize=8
+    )
     for number, (title, confusion) in enumerate(found.items(), 1):
         axes = figure.add_subplot(num_lines, num_columns, number)
         counts = np.array(confusion["counts"], float)
         percent = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
         axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-        for row, column in np.ndindex(*percent.shape):
+        for row, column in np.argwhere(np.repeat(counts.sum(1, keepdims=True) > 0, len(counts), 1)):
             colour = "white" if percent[row, column] > 60 else "black"
             axes.text(
                 column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8
             )
         names = confusion["classes"]
         axes.set_xticks(range(len(names)), names, fontsize=7, rotation=30)
-        axes.set_yticks(range(len(names)), names, fontsize=7)
+        asked = [f"{name}\n{num:,.0f}" for name, num in zip(names, counts.sum(1), strict=True)]
+        axes.set_yticks(range(len(names)), asked, fontsize=7)
         axes.set_title(title.replace("/", ", "), fontsize=8)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth")

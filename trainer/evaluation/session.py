@@ -27,6 +27,7 @@ def run(asked: Asked, study: Callable[[Bench], Report], *, add: Add = lambda _: 
     require_libraries()
     with Bars().shown() as bars:
         report = study(make_bench(asked, bars, add=add))
+        report.notes += report.protocol["warnings"]
         out_dir = asked.out or Path("evaluation") / report.name
         paths = report.write(out_dir)
     if asked.as_json:

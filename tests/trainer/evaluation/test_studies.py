@@ -285,6 +285,18 @@ def test_without_labels_studies_of_labels_refuse(bench: Bench) -> None:
         linear.study(bench)
 
 
+def test_what_a_split_cannot_tell_is_said(bench: Bench) -> None:
+    assert bench.warnings(bench.splits()) == []
+    test = bench.main_split().test
+    bench.dataset.label[test[:3]] = CLASSES.index("cyclist")
+    bench.plan = replace(bench.plan, split="sessions")
+    (said,) = bench.warnings(bench.splits())
+    assert "sessions split, test: 3 frames are cyclist" in said
+    bench.dataset.session[:] = 0
+    bench.plan = replace(bench.plan, split="random")
+    assert ["one session" in said for said in bench.warnings(bench.splits())] == [True, True]
+
+
 def test_confusion_matrices_of_many_cases_fit_a_page(bench: Bench) -> None:
     bench.plan = replace(bench.plan, seeds=(0,))
     report = efficiency.study(bench, shares=(1.0,), budget=QUICK)
