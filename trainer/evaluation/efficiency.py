@@ -95,7 +95,13 @@ def study(
         "gain: accuracy minus that of supervised, on the same sessions, labels and seeds.",
     ]
     report.draw = lambda figure: draw_efficiency(figure, report)
-    report.add_confusions(["/".join(map(str, key)) for key in answers if key[2] == max(shares)])
+    report.add_confusions(
+        {
+            "/".join(map(str, key)): f"{key[0]}: {key[3]}\n{key[1]}, {100 * key[2]:g} % of labels"
+            for key in answers
+            if key[2] == max(shares)
+        }
+    )
     return report
 
 
@@ -214,13 +220,24 @@ def _add_gains(bench: Bench, report: Report, answers: dict[Key, list[Answers]]) 
             row["gain"] = difference(bench.dataset, answers[key], answers[baselines[-1]]).report()
 
 
-def draw_efficiency(figure: "Figure", report: Report, *, name: Callable[[str], str] = str) -> None:
-    """Accuracy against the share of labels, a panel for each split and part. name: of a method, for the legend."""
+def draw_efficiency(
+    figure: "Figure",
+    report: Report,
+    *,
+    name: Callable[[str], str] = str,
+    reference: tuple[str, float] | None = None,
+) -> None:
+    """Accuracy against the share of labels, a panel for each split and part.
+
+    name: of a method, for the legend. reference: what somebody else reached, in percent, and who.
+    """
     for axes, rows in plots.by_split(figure, report.table):
         for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             own = [row for row in rows if row["method"] == method]
             at = [row["labels_percent"] * (1 + 0.03 * number) for row in own]  # equal shares side by side
             plots.curve(axes, at, [row["accuracy"] for row in own], label=name(method), number=number)
+        if reference is not None:
+            axes.axhline(reference[1], color="k", ls=":", lw=1, label=reference[0])
         axes.set_xscale("log")
         ticks = sorted({row["labels_percent"] for row in rows})
         axes.set_xticks(ticks, [f"{value:g}" for value in ticks])

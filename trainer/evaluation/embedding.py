@@ -49,6 +49,7 @@ def study(
     drawn: dict[Panel, tuple[Points, Rows]] = {}
     answers: dict[Panel, list[Answers]] = defaultdict(list)
     silhouettes: dict[Panel, list[float]] = defaultdict(list)
+    num_drawn = len(PANELS) * sum(len(asked_parts(dataset, split)) for split in splits)
     for split in splits:
         asked = {part: _some(rows, max_points, seed=0) for part, rows in asked_parts(dataset, split).items()}
         for seed in seeds:
@@ -60,9 +61,9 @@ def study(
                     answers[key].append(Answers(seed, rows, _neighbours_say(x, dataset.label[rows])))
                     silhouettes[key].append(_silhouette(x, dataset.label[rows]))
                     if seed == seeds[0]:
-                        bench.bars.advance(f"t-SNE, {split.name}", len(drawn), len(PANELS) * len(asked))
+                        bench.bars.advance("t-SNE", len(drawn), num_drawn)
                         drawn[key] = (_place(x, perplexity=perplexity, seed=seed), dataset.label[rows])
-        bench.bars.advance(f"t-SNE, {split.name}", 1, 1)
+    bench.bars.advance("t-SNE", num_drawn, num_drawn)
     for key, found in answers.items():
         scored = score(dataset, found)
         columns = outcome(scored)
@@ -159,11 +160,12 @@ def draw_panels(figure: "Figure", report: Report, drawn: dict[Panel, tuple[Point
                 chosen = labels == number
                 style = {"c": _COLOURS[number], "marker": plots.MARKERS[number], "label": name}
                 axes.scatter(*points[chosen].T, s=7, linewidths=0, alpha=0.8, **style)
-            knn = rows[split, part, panel]["knn"]["mean"]
-            axes.set_title(f"{panel}\n{_NEIGHBOURS} nearest right: {100 * knn:.0f} %", fontsize=9)
+            low, mean, high = (100 * rows[split, part, panel]["knn"][name] for name in ("low", "mean", "high"))
+            knn = f"{mean:.0f} % ({low:.0f} to {high:.0f})" if low == low else f"{mean:.0f} %"
+            axes.set_title(f"{panel}\n{_NEIGHBOURS} nearest say the class: {knn}", fontsize=8)
             axes.set_xticks([])
             axes.set_yticks([])
     for axes in cells[-1]:
         axes.set_xlabel("t-SNE, no unit", fontsize=7)
-    what = f"held-out frames, seed {report.protocol['seeds'][0]}; nearest in 128 dimensions"
-    plots.finish(figure, report.protocol, what=what)
+    what = f"held-out frames, seed {report.protocol['seeds'][0]}; nearest in 128 dimensions, with 95 % interval"
+    plots.finish(figure, report.protocol, what=what, marker_scale=3)

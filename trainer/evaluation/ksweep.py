@@ -94,7 +94,8 @@ def draw_sweep(figure: "Figure", report: Report) -> None:
     for axes, rows in plots.by_split(figure, report.table):
         for number, batch in enumerate(dict.fromkeys(row["batch"] for row in rows)):
             own = [row for row in rows if row["batch"] == batch]
-            at = [row["K"] * (1 + 0.01 * number) for row in own]  # equal K side by side
+            apart = 0.015 * number * max(row["K"] for row in rows)
+            at = [row["K"] + apart for row in own]  # equal K side by side
             plots.curve(axes, at, [row["accuracy"] for row in own], label=f"batch {batch}", number=number)
         axes.set_xticks(sorted({row["K"] for row in rows}))
         axes.set_xlabel("number of negatives K")

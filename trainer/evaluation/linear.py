@@ -64,8 +64,13 @@ def study(bench: Bench) -> Report:
         "camera: the frozen vision encoder's own features, the ceiling of what it can teach.",
     ]
     report.draw = lambda figure: draw_table(figure, report)
-    cases = [f"{split.name}/contrastive/all/{part}" for split in splits for part in ("test", "unseen")]
-    report.add_confusions(cases)
+    report.add_confusions(
+        {
+            f"{split.name}/contrastive/all/{part}": f"{split.name}: {part}\nall labels"
+            for split in splits
+            for part in ("test", "unseen")
+        }
+    )
     return report
 
 

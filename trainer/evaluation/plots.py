@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vPX"
+_INCHES_A_LETTER = 0.065
 _SPLITS = {"sessions": "sessions held out", "random": "random frames, as the paper"}
 Interval = Mapping[str, float]
 """mean, low, high: shares from 0 to 1."""
@@ -29,10 +30,15 @@ def panels(
 
 
 def by_split(figure: "Figure", table: Sequence[Mapping[str, Any]]) -> "list[tuple[Axes, list[Mapping[str, Any]]]]":
-    """A line of panels for each split, one for each part, titled, with its rows of the table."""
+    """A line of panels for each split, one for each part, titled, with its rows of the table.
+
+    Of one part only, the splits stand side by side.
+    """
     splits = list(dict.fromkeys(row["split"] for row in table))
     parts = list(dict.fromkeys(row["part"] for row in table))
-    cells = panels(figure, len(splits), len(parts))
+    cells = panels(figure, len(splits), len(parts)) if len(parts) > 1 else panels(figure, 1, len(splits))
+    if len(parts) == 1:
+        cells = [[cell] for cell in cells[0]]
     found = []
     for split, line in zip(splits, cells, strict=True):
         for part, axes in zip(parts, line, strict=True):
@@ -68,7 +74,13 @@ def percent(values: Sequence[Interval]) -> tuple[list[float], "np.ndarray[Any, n
     return mean, np.maximum(0.0, np.array(reach, float).T)
 
 
-def finish(figure: "Figure", report_protocol: Mapping[str, Any], *, what: str = "mean and 95 % interval") -> None:
+def finish(
+    figure: "Figure",
+    report_protocol: Mapping[str, Any],
+    *,
+    what: str = "mean and 95 % interval",
+    marker_scale: float = 1.0,
+) -> None:
     """One legend for all panels below them, and above them what means and intervals rest on."""
     handles = dict[str, Any]()
     for axes in figure.axes:
@@ -76,8 +88,15 @@ def finish(figure: "Figure", report_protocol: Mapping[str, Any], *, what: str = 
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
+        longest = max(map(len, handles))
+        num_columns = int(figure.get_figwidth() / (0.6 + _INCHES_A_LETTER * longest))
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), fontsize=8
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=max(1, min(num_columns, len(handles))),
+            fontsize=8,
+            markerscale=marker_scale,
         )
     figure.suptitle(f"{what}, {rests_on(report_protocol)}", fontsize=8)
 

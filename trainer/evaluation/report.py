@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,9 +47,9 @@ class Report:
     draw: "Callable[[Figure], None] | None" = None
     pictures: "dict[str, Callable[[Figure], None]]" = field(default_factory=dict)
 
-    def add_confusions(self, cases: Sequence[str]) -> None:
-        """A picture of the confusion matrices of those cases of `details`."""
-        found = {case: self.details[case]["confusion"] for case in cases if case in self.details}
+    def add_confusions(self, cases: Mapping[str, str]) -> None:
+        """A picture of the confusion matrices of those cases of `details`. cases: with the title of each."""
+        found = {title: self.details[case]["confusion"] for case, title in cases.items() if case in self.details}
         if found:
             self.pictures[f"{self.name}_confusion"] = lambda figure: _draw_confusions(figure, found)
 
@@ -118,7 +118,7 @@ def _draw_confusions(figure: "Figure", found: dict[str, Row]) -> None:
         axes.set_xticks(range(len(names)), names, fontsize=7, rotation=30)
         asked = [f"{name}\n{num:,.0f}" for name, num in zip(names, counts.sum(1), strict=True)]
         axes.set_yticks(range(len(names)), asked, fontsize=7)
-        axes.set_title(title.replace("/", ", "), fontsize=8)
+        axes.set_title(title, fontsize=8)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth")
 

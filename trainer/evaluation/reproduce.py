@@ -141,7 +141,7 @@ def _fig6(bench: Bench, epochs: dict[str, float]) -> Report:
                     "split": split.name,
                     "part": part,
                     "method": method,
-                    "epoch": round(step / a_epoch, 2),
+                    "epoch": round(step * min(64, len(rows)) / len(rows), 2),
                     "test_loss": round(loss.mean, 5),
                     "test_loss_low": round(loss.low, 5),
                     "test_loss_high": round(loss.high, 5),
@@ -194,10 +194,9 @@ def _extrapolate(bench: Bench, report: Report, scale: Scale) -> None:
 
 
 def _draw_fig5(figure: "Figure", report: Report, epochs: Mapping[str, float]) -> None:
-    efficiency.draw_efficiency(figure, report, name=lambda method: _named(method, epochs))
-    for axes in figure.axes:
-        axes.axhline(97, color="k", ls=":", lw=1)
-        axes.annotate("paper, all labels: 97 %", (0.02, 97), ("axes fraction", "data"), fontsize=7, va="bottom")
+    paper = 100 * PAPER["fig5"]["accuracy_all_labels"]
+    reference = (f"the paper, all labels: {paper:g} %", paper)
+    efficiency.draw_efficiency(figure, report, name=lambda method: _named(method, epochs), reference=reference)
 
 
 def _draw_fig6(figure: "Figure", report: Report, epochs: Mapping[str, float]) -> None:

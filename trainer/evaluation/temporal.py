@@ -241,7 +241,7 @@ def draw_curves(figure: "Figure", report: Report) -> None:
         (right, "past and future", f"{unit} since the learning ended"),
     ):
         rows = [row for row in report.table if row["curve"] == name]
-        for model, part in dict.fromkeys((row["model"], row["part"]) for row in rows):
+        for model, part in sorted({(row["model"], row["part"]) for row in rows}, key=_LINES.index):
             own = [row for row in rows if (row["model"], row["part"]) == (model, part)]
             at = [row["hours"] * an_hour for row in own]
             number = _LINES.index((model, part))

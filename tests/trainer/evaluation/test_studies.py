@@ -52,7 +52,10 @@ def assert_legible(report: Report) -> None:
     figure = Figure(layout="constrained")
     report.draw(figure)
     assert max(figure.get_size_inches()) <= 15
-    assert figure.legends
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    inside = figure.bbox.padded(1)
+    assert all(inside.contains(*corner) for corner in legend.get_window_extent().corners())
     assert "seed" in figure.get_suptitle()
     for axes in figure.axes:
         assert axes.get_title()
@@ -248,10 +251,15 @@ def test_figure_of_the_paper_by_its_protocol_at_a_scale(
     monkeypatch.setattr(ksweep, "SWEEP", ((16, 16), (16, 32)))
     monkeypatch.setattr(efficiency, "SHARES", (0.5, 1.0))
     bench.plan = replace(bench.plan, split="random", seeds=(0,))
-    found, table = written(reproduce.study(bench, figure, scale=reproduce.Scale(0.001)), tmp_path)
+    report = reproduce.study(bench, figure, scale=reproduce.Scale(0.001))
+    found, table = written(report, tmp_path)
     assert found["details"]["paper"]["says"]
     assert found["details"]["at_scale_1"]["is_extrapolated"]
     assert found["protocol"]["epochs"]["contrast"] == 1
+    if figure == "fig5":
+        drawn = Figure()
+        report.draw(drawn)
+        assert "the paper, all labels: 97 %" in [text.get_text() for text in drawn.legends[0].get_texts()]
     if figure == "fig6":
         assert {row["method"] for row in table} == {"finetune 32", "supervised 128"}
         assert all(0 < float(row["test_loss_low"]) <= float(row["test_loss_high"]) for row in table)
