@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUESTION = "Do the four classes form clusters, and from which step on?"
-PANELS = ("pretrained, frozen", "contrastive, frozen", "fine-tuned")
+_LEARNT = ("contrastive, frozen", "fine-tuned")
 _COLOURS = ("#999999", *plots.COLOURS[1:3], plots.COLOURS[0])
 _NEIGHBOURS = 10
 _UNTUNED = Budget(is_tuned=False)
 Points = npt.NDArray[np.float32]
 Places = npt.NDArray[np.float64]
 Panel = tuple[str, str, str]
-"""Split, part, and which of PANELS."""
+"""Split, part, and which network."""
 
 
 def study(
@@ -49,7 +49,7 @@ def study(
     drawn: dict[Panel, tuple[Points, Rows]] = {}
     answers: dict[Panel, list[Answers]] = defaultdict(list)
     silhouettes: dict[Panel, list[float]] = defaultdict(list)
-    num_drawn = len(PANELS) * sum(len(asked_parts(dataset, split)) for split in splits)
+    num_drawn = len(panels_of(bench)) * sum(len(asked_parts(dataset, split)) for split in splits)
     for split in splits:
         asked = {part: _some(rows, max_points, seed=0) for part, rows in asked_parts(dataset, split).items()}
         for seed in seeds:
@@ -79,10 +79,8 @@ def study(
         "/".join(key): {"xy": points.round(3).tolist(), "label": labels.tolist()}
         for key, (points, labels) in drawn.items()
     }
-    weights = "ImageNet" if bench.settings.radar_weights else "random"
     report.notes = [
-        f"pretrained, frozen: {weights} weights; in the first two panels the 128-d layer is a random head's, as "
-        "in the paper's (a), and no label was used.",
+        "in the first two panels the 128-d layer is a random head's, as in the paper's (a); no label was used.",
         f"knn: share of frames whose {_NEIGHBOURS} nearest others in 128 dimensions mostly have their class; "
         "silhouette: -1 to 1, also there. Distances between clusters of a t-SNE mean nothing.",
         f"the picture is of seed {seeds[0]}; knn and silhouette of all, silhouette with its least and greatest.",
@@ -106,7 +104,13 @@ def _networks(bench: Bench, split: Split, seed: int, budget: Budget) -> tuple[di
     )
     untrained = bench.untrained(split.train, seed).learner
     shown = (new_classifier(untrained, seed=seed), new_classifier(learnt, seed=seed), tuned)
-    return dict(zip(PANELS, shown, strict=True)), recipe
+    return dict(zip(panels_of(bench), shown, strict=True)), recipe
+
+
+def panels_of(bench: Bench) -> tuple[str, ...]:
+    """The first one is only called pretrained where it is."""
+    weights = "ImageNet" if bench.settings.radar_weights else "random"
+    return (f"{weights} weights, frozen", *_LEARNT)
 
 
 def _some(rows: Rows, count: int, *, seed: int) -> Rows:
@@ -148,13 +152,13 @@ def _silhouette(x: Places, labels: Rows) -> float:
 
 def draw_panels(figure: "Figure", report: Report, drawn: dict[Panel, tuple[Points, Rows]]) -> None:
     """A line of three panels for each split and part."""
-    lines = list(dict.fromkeys(key[:2] for key in drawn))
-    figure.set_size_inches(3.3 * len(PANELS), 3.4 * len(lines) + 0.6)
-    cells = figure.subplots(len(lines), len(PANELS), squeeze=False)
+    lines, panels = list(dict.fromkeys(key[:2] for key in drawn)), list(dict.fromkeys(key[2] for key in drawn))
+    figure.set_size_inches(3.3 * len(panels), 3.4 * len(lines) + 0.6)
+    cells = figure.subplots(len(lines), len(panels), squeeze=False)
     rows = {(row["split"], row["part"], row["panel"]): row for row in report.table}
     for (split, part), line in zip(lines, cells, strict=True):
-        line[0].set_ylabel(plots.title(split, part, rows[split, part, PANELS[0]]), fontsize=8)
-        for axes, panel in zip(line, PANELS, strict=True):
+        line[0].set_ylabel(plots.title(split, part, rows[split, part, panels[0]]), fontsize=8)
+        for axes, panel in zip(line, panels, strict=True):
             points, labels = drawn[split, part, panel]
             for number, name in enumerate(CLASSES):
                 chosen = labels == number
