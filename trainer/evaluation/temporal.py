@@ -80,7 +80,8 @@ def study(bench: Bench, *, num_chunks: int = 8, past_share: float = 0.6) -> Repo
     report.table += _past_and_future(bench, rows, past_share, num_bins=max(2, num_chunks // 2))
     report.notes = [
         "hours: of the stream, from its start (prequential) or from the end of the learning (past and future).",
-        "frozen: the model of the first chunk, encoder and layer, which never learns again.",
+        "frozen: the model of the first chunk, encoder and layer, which never learns again: with the steps "
+        "and labels of one chunk.",
         "a simulation of some minutes shows the growth; ageing needs a recording over days, or the live store.",
     ]
     report.draw = lambda figure: draw_curves(figure, report)
