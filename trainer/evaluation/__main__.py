@@ -119,8 +119,8 @@ def ksweep(
 ) -> None:
     """Does linear accuracy rise with the number of negatives K?
 
-    A learner for each batch size and K, with the queue as the only source of negatives. Look at: whether intervals
-    overlap; and the session split beside the random one.
+    A learner for each batch size and K, with the queue as the only source of negatives. Look at: the gain over
+    the first K, with its interval; and the session split beside the random one.
 
     [bold]Example[/bold]
 

@@ -11,7 +11,7 @@ from trainer.evaluation.bench import Bench, require_labels
 from trainer.evaluation.pretrain import Cost, Pretrained
 from trainer.evaluation.probe import predict
 from trainer.evaluation.report import Report
-from trainer.evaluation.scores import Answers, asked_parts, outcome, score
+from trainer.evaluation.scores import Answers, asked_parts, difference, outcome, score
 from trainer.evaluation.split import draw_share
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def study(
     report.protocol["in_batch_negatives"] = has_in_batch
     for split in splits:
         parts = asked_parts(bench.dataset, split)
+        fewest: dict[tuple[int, str], list[Answers]] = {}
         for batch_size, num_negatives in sweep:
             found: dict[str, list[Answers]] = {part: [] for part in parts}
             cost, losses = Cost(), list[float]()
@@ -60,6 +61,8 @@ def study(
             num = len(bench.plan.seeds)
             for part, answers in found.items():
                 scored = score(bench.dataset, answers)
+                baseline = fewest.setdefault((batch_size, part), answers)
+                gain = None if baseline is answers else difference(bench.dataset, answers, baseline).report()
                 report.details[f"{split.name}/{batch_size}/{num_negatives}/{part}"] = scored
                 report.table.append(
                     {
@@ -68,6 +71,7 @@ def study(
                         "batch": batch_size,
                         "K": num_negatives,
                         **outcome(scored),
+                        "gain": gain,
                         "loss": round(float(np.mean(losses)), 4),
                         "chance": round(math.log(num_negatives + 1), 4),
                         "steps": cost.steps // num,
@@ -76,7 +80,8 @@ def study(
                     }
                 )
     report.notes = [
-        "intervals that overlap say that K made no difference that this data can show.",
+        "gain: over the first K of the same batch size, same sessions and seeds; where its interval holds 0, "
+        "this data shows no difference.",
         "loss, chance: nats, of the last tenth of the steps and of knowing nothing; they rise with K.",
     ]
     report.draw = lambda figure: draw_sweep(figure, report)

@@ -149,7 +149,13 @@ def test_ksweep_learns_once_for_each_k(bench: Bench, tmp_path: Path) -> None:
     found, table = written(ksweep.study(bench, sweep=((8, 16), (16, 16))), tmp_path)
     assert {(row["batch"], row["K"]) for row in table} == {("8", "16"), ("16", "16")}
     assert found["protocol"]["in_batch_negatives"] is False
-    assert len(bench.known) == 4
+    assert all(row["gain"] is None for row in found["table"])  # the first K of its batch size
+    more = ksweep.study(bench, sweep=((8, 16), (8, 24))).table
+    of_k16, of_k24 = (next(row for row in more if (row["K"], row["part"]) == (k, "test")) for k in (16, 24))
+    assert of_k24["gain"]["mean"] == pytest.approx(
+        of_k24["accuracy"]["mean"] - of_k16["accuracy"]["mean"], abs=2e-4
+    )
+    assert len(bench.known) == 6
     assert [float(row["chance"]) for row in table if row["part"] == "test"] == pytest.approx(
         [np.log(17)] * 2, 1e-3
     )
