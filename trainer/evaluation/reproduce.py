@@ -188,9 +188,13 @@ def _extrapolate(bench: Bench, report: Report, scale: Scale) -> None:
     hours, cpu_hours = steps * a_step / 3600, steps * a_step_cpu / 3600
     report.notes.append(
         f"scale {scale.value:g} of the paper's epochs. At scale 1 an encoder would take {steps:,.0f} steps, which "
-        f"at the {a_step:.2f} s measured here are {hours:,.1f} h, or {cpu_hours:,.1f} CPU hours (extrapolated); "
+        f"at the {a_step:.2f} s measured here are {_time(hours)}, {_time(cpu_hours)} of CPU (extrapolated); "
         "the paper: about 12 h on 4 GPUs."
     )
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _draw_fig5(figure: "Figure", report: Report, epochs: Mapping[str, float]) -> None:
