@@ -46,7 +46,13 @@ class Worker(Switch):
         self._registry = Registry(settings.registry_dir, settings.model_name)
         versions = Versions(self._registry, self._live, max_loaded=0)
         self._hot, self._infer = hot_routes(settings, self._serving, versions, BodyReader(settings), self._gate)
-        self._channel = Channel(end, on_message=self._hear, on_connection=self._take, on_end=self._let_go)
+        self._channel = Channel(
+            end,
+            on_message=self._hear,
+            on_connection=self._take,
+            on_end=self._let_go,
+            on_loss=self._count_ended,
+        )
         self._told: dict[str, Any] = {}
         self._is_news = asyncio.Event()
         self._num_ended = 0
@@ -94,6 +100,9 @@ class Worker(Switch):
 
     def ended(self, protocol: MovableHttp) -> None:
         del protocol
+        self._count_ended()
+
+    def _count_ended(self) -> None:
         self._num_ended += 1
         self._channel.send(ended=self._num_ended)
 

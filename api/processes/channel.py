@@ -40,7 +40,10 @@ def receive_first(end: socket.socket) -> dict[str, Any]:
 
 
 class Channel:
-    """One end. The callbacks are called in the event loop; on_end once, when the other end is gone."""
+    """One end. The callbacks are called in the event loop; on_end once, when the other end is gone.
+
+    on_loss: for a connection that was sent here while this process had no descriptors left.
+    """
 
     def __init__(
         self,
@@ -49,12 +52,14 @@ class Channel:
         on_message: OnMessage,
         on_connection: OnConnection,
         on_end: Callable[[], None],
+        on_loss: Callable[[], None] = lambda: None,
     ) -> None:
         self._end = end
         self._end.setblocking(False)
         self._on_message = on_message
         self._on_connection = on_connection
         self._on_end = on_end
+        self._on_loss = on_loss
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -79,7 +84,10 @@ class Channel:
 
     def send_connection(self, fd: int, data: bytes) -> bool:
         """Whether the other end has got a connection, of which `data` has been read. It stays open here, too."""
-        memory = os.memfd_create("connection")
+        try:
+            memory = os.memfd_create("connection")
+        except OSError:  # no descriptors left
+            return False
         try:
             os.write(memory, data)
             socket.send_fds(self._end, [_CONNECTION], [fd, memory])
@@ -96,18 +104,25 @@ class Channel:
                 data, fds, _, _ = socket.recv_fds(self._end, MAX_MESSAGE_BYTES, 2)
             except BlockingIOError:
                 return
+            except ConnectionResetError:  # said once, if the other end left something unread; what it sent is here
+                continue
             except OSError:
                 data, fds = b"", []
             if not data:
                 self.close()
                 self._on_end()
                 return
-            if len(fds) == 2:
+            if data != _CONNECTION:
+                self._on_message(orjson.loads(data))
+            elif len(fds) == 2:
                 connection = socket.socket(fileno=fds[0])
                 connection.setblocking(False)
+                connection.set_inheritable(False)  # a child would keep it open when we have closed it
                 self._on_connection(connection, _contents(fds[1]))
             else:
-                self._on_message(orjson.loads(data))
+                for fd in fds:
+                    os.close(fd)
+                self._on_loss()
 
 
 def _contents(memory: int) -> bytes:

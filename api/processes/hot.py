@@ -9,11 +9,13 @@ _PATHS = frozenset({CLASSIFY_PATH.encode(), EMBED_PATH.encode()})
 def is_hot(method: bytes, target: bytes) -> bool:
     """target: path and query as they were sent.
 
-    A version that is named, or an alias, may be loaded in the first process alone.
+    A version that is named, or an alias, may be loaded in the first process alone; an escape may hide its name.
     """
     if method != b"POST":
         return False
     path = target.partition(b"?")[0]
     return path in _PATHS or (
-        path.startswith(b"/v2/models/") and path.endswith(b"/infer") and b"/versions/" not in path
+        path.startswith(b"/v2/models/")
+        and path.endswith(b"/infer")
+        and not (b"/versions/" in path or b"%" in path)
     )

@@ -114,6 +114,7 @@ class MovableHttp(BoundedHttp):
     def handle_websocket_upgrade(self) -> None:
         if not self._is_leaving:
             super().handle_websocket_upgrade()
+            self._switch.ended(self)  # another protocol has the connection, and hears of its end
 
     def _unsupported_upgrade_warning(self) -> None:
         if not self._is_leaving:
@@ -131,7 +132,7 @@ class MovableHttp(BoundedHttp):
         elif self._may_stay:
             self._begin_anew(data)
         elif self._num_retries < _MAX_RETRIES:
-            self._num_retries += 1
+            self._num_retries += not self.transport.get_write_buffer_size()  # a slow reader has MAX_UNREAD_MS
             self.loop.call_later(_RETRY_S, self._leave)
         else:
             self.transport.abort()

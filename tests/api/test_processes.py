@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from websockets.sync.client import connect
 
 from api.answering.statistics import Statistics
 from api.metrics import Metrics
+from api.processes.channel import Channel, pair
+from api.processes.hot import is_hot
 from api.processes.movable import MovableHttp, Place, Switch
 from api.server import uvicorn_config
 from api.settings import ApiSettings
@@ -286,6 +289,69 @@ def test_who_has_a_limit_is_counted_in_one_place(tmp_path: Path) -> None:
         asked = [client.ask("POST", "/v1/classify", BODY, authorization=f"Bearer {limited}") for client in clients]
         assert sorted(status for status, _, _ in asked) == [200, 429, 429, 429]
         assert len({process for _, process, _ in asked}) == 1
+
+
+def _channel(end: socket.socket, heard: list[Any], **others: Any) -> Channel:
+    return Channel(
+        end,
+        on_message=heard.append,
+        on_connection=lambda *connection: heard.append(connection),
+        on_end=lambda: heard.append("end"),
+        **others,
+    )
+
+
+async def test_what_a_process_said_before_it_died_is_heard_though_it_left_something_unread() -> None:
+    ours, theirs = pair()
+    heard: list[Any] = []
+    channel = _channel(ours, heard)
+    channel.send(version=1)
+    theirs.send(b'{"ended": 7}')
+    theirs.close()
+    channel.start()
+    await until(lambda: "end" in heard)
+    assert heard == [{"ended": 7}, "end"]
+
+
+async def test_no_child_inherits_a_connection_that_came_from_another_process() -> None:
+    ours, theirs = pair()
+    heard: list[Any] = []
+    channel, other = _channel(ours, heard), _channel(theirs, [])
+    client, connection = socket.socketpair()
+    assert other.send_connection(connection.fileno(), b"POST")
+    channel.start()
+    await until(lambda: heard)
+    ((adopted, data),) = heard
+    assert data == b"POST"
+    assert not adopted.get_inheritable()
+    for end in (channel, other, client, connection, adopted):
+        end.close()
+
+
+async def test_a_connection_for_which_there_are_no_descriptors_is_counted_and_no_message() -> None:
+    ours, theirs = pair()
+    heard: list[Any] = []
+    channel, other = _channel(ours, heard, on_loss=lambda: heard.append("loss")), _channel(theirs, [])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert other.send_connection(theirs.fileno(), b"POST")
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+        assert not other.send_connection(theirs.fileno(), b"POST")
+        channel._loop = asyncio.get_running_loop()
+        channel.read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert heard == ["loss"]
+    channel.close()
+    other.close()
+
+
+def test_a_version_is_asked_of_the_first_process_however_its_path_is_written() -> None:
+    assert is_hot(b"POST", b"/v2/models/radar/infer?site=a%20b")
+    assert not is_hot(b"POST", b"/v2/models/radar/versions/1/infer")
+    assert not is_hot(b"POST", b"/v2/models/radar%2Fversions%2F1/infer")
 
 
 class _Full(Switch):
