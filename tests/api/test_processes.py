@@ -17,10 +17,12 @@ import httpx
 import orjson
 import pytest
 import uvicorn
+import websockets
 from websockets.sync.client import connect
 
 from api.answering.statistics import Statistics
 from api.metrics import Metrics
+from api.processes import movable
 from api.processes.channel import Channel, pair
 from api.processes.hot import is_hot
 from api.processes.movable import MovableHttp, Place, Switch
@@ -388,6 +390,76 @@ async def test_a_connection_that_finds_no_room_elsewhere_stays() -> None:
     server.should_exit = True
     await serving
     assert switch.num_refused == 1
+
+
+class _Home(Switch):
+    """Keeps POST, sends the rest away."""
+
+    def __init__(self) -> None:
+        self.num_ended = self.num_moved = 0
+
+    def place(self, _: MovableHttp, method: bytes, *__: Any) -> Place:
+        return Place.HERE if method == b"POST" else Place.ONLY_THERE
+
+    def move(self, *_: Any) -> bool:
+        self.num_moved += 1
+        return True
+
+    def ended(self, _: MovableHttp) -> None:
+        self.num_ended += 1
+
+
+async def test_what_a_slow_client_has_not_read_yet_comes_before_its_connection_moves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = bytes(32 * 1024 * 1024)
+    monkeypatch.setattr(movable, "_RETRY_S", 0.0)
+    monkeypatch.setattr(movable, "_MAX_RETRIES", 1)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"keep-alive")]})
+        await send({"type": "http.response.body", "body": answer})
+
+    switch = _Home()
+    config = uvicorn_config(app, ApiSettings.read(api_port=0), switch=switch)
+    config.lifespan = "off"
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / HTTP/1.1\r\nhost: a\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+    await until(lambda: any(protocol._is_leaving for protocol in server.server_state.connections))  # type: ignore[union-attr]
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(await reader.readexactly(len(answer))) == len(answer)
+    await until(lambda: switch.num_moved)
+    writer.close()
+    server.should_exit = True
+    await serving
+
+
+async def test_a_connection_that_becomes_a_websocket_is_no_longer_counted() -> None:
+    switch = _Home()
+    switch.place = lambda *_: Place.HERE  # type: ignore[method-assign]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    config = uvicorn_config(app, ApiSettings.read(api_port=0), switch=switch)
+    config.lifespan = "off"
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with websockets.connect(f"ws://127.0.0.1:{port}/"):
+        assert switch.num_ended == 1
+    server.should_exit = True
+    await serving
 
 
 def test_totals_are_added_and_outlive_their_process() -> None:
