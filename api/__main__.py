@@ -10,6 +10,7 @@ from api.app import create_app
 from api.server import Server, uvicorn_config
 from api.settings import ApiSettings
 from services.core.command import run_command
+from services.core.disks import allow_descriptors
 from services.core.errors import SettingsError, StreamsError
 from services.core.logs import configure_logs
 
@@ -47,6 +48,7 @@ def _run(given: dict[str, Any]) -> int:
     try:
         settings = ApiSettings.read(**given)
         log = configure_logs("api", level=settings.log_level, log_format=settings.log_format)
+        allow_descriptors()
         app = create_app(settings)
     except (SettingsError, StreamsError) as error:  # a REDIS_URL that cannot be one is the latter
         print(f"error: {error}", file=sys.stderr)

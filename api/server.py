@@ -59,19 +59,18 @@ class Server(uvicorn.Server):
 async def adopt(server: uvicorn.Server, switch: Switch, connection: socket.socket, first: bytes) -> None:
     """Let `server` go on with a connection from another process, which has read `first` of it."""
 
-    def make() -> MovableHttp:
-        return MovableHttp(
-            switch,
-            first=first,
-            config=server.config,
-            server_state=server.server_state,
-            app_state=server.lifespan.state,
-        )
-
+    protocol = MovableHttp(
+        switch,
+        first=first,
+        config=server.config,
+        server_state=server.server_state,
+        app_state=server.lifespan.state,
+    )
     try:
-        _, protocol = await asyncio.get_running_loop().connect_accepted_socket(make, connection)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection)
     except OSError:  # the client is gone already
         connection.close()
+        switch.ended(protocol)
         return
     if server.should_exit:
         protocol.shutdown()  # with the answer to what has begun

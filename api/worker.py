@@ -25,6 +25,7 @@ from api.processes.movable import MovableHttp, Place, Switch
 from api.releases.versions import Versions
 from api.server import adopt, uvicorn_config
 from api.settings import ApiSettings
+from services.core.disks import allow_descriptors
 from services.core.logs import Log, configure_logs
 from services.core.registry import MODEL_FILE, Registry
 
@@ -62,6 +63,10 @@ class Worker(Switch):
     def run(self) -> None:
         """Until it is told to stop, or the first process is gone."""
         self._server.run(sockets=[])
+
+    def stop(self, *_: Any) -> None:
+        """Finish what has begun, and end."""
+        self._server.should_exit = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -119,7 +124,7 @@ class Worker(Switch):
 
     def _let_go(self) -> None:
         self._log.warning("the first process is gone")
-        self._server.should_exit = True
+        self.stop()
 
     async def _follow(self) -> None:
         """Serve what is live in the first process. What does not load here is answered there."""
@@ -164,9 +169,11 @@ def main(fd: int) -> None:
         return
     settings = ApiSettings.read(**first["settings"])
     log = configure_logs("api", level=settings.log_level, log_format=settings.log_format)
+    allow_descriptors()
+    worker = Worker(settings, end, log.bind(worker=first["worker"]))
     for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, lambda *_: None)  # as in api.__main__
-    Worker(settings, end, log.bind(worker=first["worker"])).run()
+        signal.signal(stop, worker.stop)  # until then one ends the process, which has nothing to finish
+    worker.run()
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ class MovableHttp(BoundedHttp):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        if not self._is_leaving:
+        if self._is_leaving:
+            self._num_pending = 0
+        else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:

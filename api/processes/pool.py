@@ -21,8 +21,8 @@ from api.processes.movable import MovableHttp, Place, Switch
 from api.settings import ApiSettings
 from services.core.logs import logger
 
-MAX_SILENCE_S = 60.0
-"""Of a process that tells its totals every second: then it hangs, and is replaced."""
+MAX_SILENT_LOOKS = 120
+"""A minute of a process that tells its totals every second: it hangs. Of looks, since this one may have paused."""
 _LOOK_S = 0.5
 _MAX_PAUSE_S = 30.0
 _RETRY_S = 10.0
@@ -37,7 +37,7 @@ class Worker:
         self.version: int | None = None
         self.num_given = 0
         self.num_ended = 0
-        self.heard_at_s = time.monotonic()
+        self.num_silent_looks = 0
         self.told_at_s = 0.0
         self.channel: Channel
 
@@ -131,7 +131,8 @@ class Pool(Switch):
         while True:
             now_s = time.monotonic()
             for worker in list(self._workers):
-                is_silent = now_s - worker.heard_at_s > MAX_SILENCE_S
+                worker.num_silent_looks += 1
+                is_silent = worker.num_silent_looks > MAX_SILENT_LOOKS
                 if worker.child.returncode is None and not is_silent:
                     if worker.version != self._live.version and now_s > worker.told_at_s + _RETRY_S:
                         self._say_what_is_live(worker)
@@ -200,7 +201,7 @@ class Pool(Switch):
 
     def _hear(self, worker: Worker, message: dict[str, Any]) -> None:
         """ended: connections that it no longer has. serves: the version that it answers with."""
-        worker.heard_at_s = time.monotonic()
+        worker.num_silent_looks = 0
         worker.num_ended = message.get("ended", worker.num_ended)
         if "serves" in message:
             worker.version = message["serves"]

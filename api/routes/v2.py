@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
 
 from api.answering.serving import Serving, not_ready
 from api.answering.statistics import Duration, VersionCounts
@@ -23,125 +22,29 @@ from api.problems import BAD_REQUEST_VALUE, ProblemError
 from api.releases.versions import Versions
 from api.routes.infer import check_name
 from api.routes.openapi import example, problem_responses
+from api.routes.v2_bodies import (
+    AllStatistics,
+    BatchStatistics,
+    DurationStatistics,
+    IndexRequest,
+    IndexRow,
+    InferenceStatistics,
+    Live,
+    Loaded,
+    ModelMetadata,
+    ModelReady,
+    ModelStatistics,
+    RepositoryParameters,
+    RepositoryRequest,
+    Server,
+    ServerReady,
+    TensorMetadata,
+)
 from services.core.registry import MODEL_FILE, Registry
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 PLATFORM = "onnxruntime_onnx"
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
-
-
-class Live(BaseModel):
-    live: bool = True
-
-
-class ServerReady(BaseModel):
-    ready: bool = True
-
-
-class ModelReady(BaseModel):
-    name: str
-    ready: bool = True
-
-
-class Server(BaseModel):
-    name: str = "echosight"
-    version: str
-    extensions: list[str]
-
-
-class TensorMetadata(BaseModel):
-    """shape: -1 stands for the batch."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ModelMetadata(BaseModel):
-    """versions: those that answer now, the live one first."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-class IndexRequest(BaseModel):
-    """ready: only what answers now."""
-
-    model_config = ConfigDict(strict=True)
-
-    repository_name: str = ""
-    ready: bool = False
-
-
-class IndexRow(BaseModel):
-    name: str
-    version: str
-    state: str
-    reason: str
-
-
-class RepositoryParameters(BaseModel):
-    """version: a number or an alias. config: a model configuration in JSON whose version_policy names versions."""
-
-    version: str | int | None = None
-    config: str | None = Field(default=None, max_length=65536)
-
-
-class RepositoryRequest(BaseModel):
-    """What to load or unload; nothing: what the aliases name, or all but the live version."""
-
-    parameters: RepositoryParameters = RepositoryParameters()
-
-
-class Loaded(BaseModel):
-    """versions: those that answer now, the live one first."""
-
-    name: str
-    versions: list[str]
-
-
-class DurationStatistics(BaseModel):
-    count: int
-    ns: int
-
-
-class InferenceStatistics(BaseModel):
-    success: DurationStatistics
-    fail: DurationStatistics
-    queue: DurationStatistics
-    compute_input: DurationStatistics
-    compute_infer: DurationStatistics
-    compute_output: DurationStatistics
-    cache_hit: DurationStatistics
-    cache_miss: DurationStatistics
-
-
-class BatchStatistics(BaseModel):
-    batch_size: int
-    compute_input: DurationStatistics
-    compute_infer: DurationStatistics
-    compute_output: DurationStatistics
-
-
-class ModelStatistics(BaseModel):
-    """last_inference: milliseconds since 1970. inference_count: frames; execution_count: calls of the model."""
-
-    name: str
-    version: str
-    last_inference: int
-    inference_count: int
-    execution_count: int
-    inference_stats: InferenceStatistics
-    batch_stats: list[BatchStatistics]
-
-
-class AllStatistics(BaseModel):
-    model_stats: list[ModelStatistics]
-
-
 _ABOUT_MODEL = problem_responses(404, 500, 503)
 _ABOUT_REPOSITORY = problem_responses(400, 403, 404, 408, 409, 413, 415, 422, 500)
 _METADATA_EXAMPLE = {

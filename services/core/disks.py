@@ -96,7 +96,7 @@ def erase(fd: int, offset: int, num_bytes: int) -> None:
 
 
 def allow_descriptors() -> None:
-    """Raise this process's soft limit of open files: many sites have many segments."""
+    """Raise this process's soft limit of open files: many sites have many segments, many clients many sockets."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:

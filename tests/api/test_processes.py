@@ -28,6 +28,7 @@ from api.processes.hot import is_hot
 from api.processes.movable import MovableHttp, Place, Switch
 from api.server import uvicorn_config
 from api.settings import ApiSettings
+from api.tallies import COUNTERS, WAITING
 from services.core.keys import KeyFile, write_keys
 from tests.api.test_process import LOG, api_process
 from tests.api.tiny import (
@@ -464,6 +465,7 @@ async def test_a_connection_that_becomes_a_websocket_is_no_longer_counted() -> N
 
 def test_totals_are_added_and_outlive_their_process() -> None:
     first, other = Metrics(), Metrics()
+    assert {family.name for family in first.registry.collect()} >= {*COUNTERS, WAITING}
     first.count_request("/a", 200, 0.01)
     other.count_request("/a", 200, 0.01)
     other.count_request("/b", 404, 5.0)
