@@ -14,13 +14,15 @@ come. So what it does by the clock it does as often as in a week of real time: a
 and a checkpoint every 10. Labels age by the same clock. The site waits where the trainer does not follow.
 
 Twice an hour of the site: resident memory, descriptors and threads of both processes, bytes on disk, sizes of what
-they hold in memory. Both have loaded torch, which is most of what the writer takes. A table, and a picture with
-`--out`. Ends with status 1 if either process takes more memory at most in the second half than in the first, by
-`--max-growth`. What comes before the first day is over (of a shorter run: half of it) counts for neither: until
-then what is bounded fills.
+they hold in memory; of the trainer's memory also what malloc has handed out, and which pages are those of files.
+Both have loaded torch, which is most of what the writer takes. A table, and a picture with `--out`. Ends with
+status 1 if either process takes more memory at most in the second half than in the first, by `--max-growth`. What
+comes before the first day is over (of a shorter run: half of it) counts for neither: until then what is bounded
+fills.
 """
 
 import argparse
+import ctypes
 import heapq
 import multiprocessing
 import shutil
@@ -134,6 +136,26 @@ class Site:
 # -- the trainer's process
 
 
+class _Mallinfo2(ctypes.Structure):
+    """Of malloc.h, glibc 2.33 or later: bytes, summed over all arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def heap_mib() -> float:
+    """What malloc has handed out and not got back."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return float(info.uordblks + info.hblkhd) / 2**20
+
+
 class Told:
     """In place of the event log: what the worker reports goes to the writer's process, with its tables' sizes."""
 
@@ -155,7 +177,7 @@ class Told:
             feed = self.worker.feed
             handled = feed.num_encoded + feed.num_found
             row = {"handled": handled, "step": values["step"], "accuracy": values["accuracy"] or 0.0, **self._num}
-            self._pipe.send(row | {"tables": _tables(self.worker)})
+            self._pipe.send(row | {"tables": _tables(self.worker), "heap": heap_mib()})
 
 
 def _tables(worker: TrainerWorker) -> dict[str, int]:
@@ -246,10 +268,13 @@ def train(data_dir: Path, pipe: Connection) -> None:
 
 @dataclass(slots=True)
 class Sample:
-    """What is so at one hour. rss (MiB), fds, threads: of (trainer, writer). disk: bytes. tables: entries."""
+    """What is so at one hour. rss (MiB), fds, threads: of (trainer, writer). heap (MiB in use), files (MiB of its
+    pages that are those of files): of the trainer. disk: bytes. tables: entries."""
 
     hour: float
     rss: tuple[float, float]
+    files: float
+    heap: float
     fds: tuple[int, int]
     threads: tuple[int, int]
     disk: dict[str, int]
@@ -281,11 +306,13 @@ class Measures:
         sample = Sample(
             hour,
             rss=tuple(_resident_mib(pid) for pid in pids),  # type: ignore[arg-type]
+            files=_resident_mib(self.trainer_pid, of=2),
+            heap=told["heap"],
             fds=tuple(_entries(pid, "fd") for pid in pids),  # type: ignore[arg-type]
             threads=tuple(_entries(pid, "task") for pid in pids),  # type: ignore[arg-type]
             disk=disk,
             tables=told.get("tables", {}) | ours,
-            told={name: value for name, value in told.items() if name != "tables"},
+            told={name: value for name, value in told.items() if name not in ("tables", "heap")},
             wall_s=time.monotonic() - self.began_s,
         )
         self.samples.append(sample)
@@ -306,8 +333,9 @@ class Measures:
         return float(rss[half:].max() - rss[:half].max()), float(np.polyfit(days, rss, 1)[0])
 
 
-def _resident_mib(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
+def _resident_mib(pid: int, *, of: int = 1) -> float:
+    """of: the number's place in /proc/PID/statm, by default of all resident pages."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[of]) * 4096 / 2**20
 
 
 def _entries(pid: int, what: str) -> int:
@@ -321,7 +349,8 @@ def _size(path: Path) -> int:
 def show(sample: Sample) -> None:
     told, disk = sample.told, sample.disk
     print(
-        f"{sample.hour / 24:5.2f}{sample.rss[0]:9.1f}{sample.rss[1]:8.1f}{'/'.join(map(str, sample.fds)):>9}"
+        f"{sample.hour / 24:5.2f}{sample.rss[0]:9.1f}{sample.heap:8.1f}{sample.files:8.1f}{sample.rss[1]:8.1f}"
+        f"{'/'.join(map(str, sample.fds)):>9}"
         f"{'/'.join(map(str, sample.threads)):>7}"
         + "".join(f"{disk[name] / 2**20:9.1f}" for name in ("store", "encodings", "registry", "checkpoints"))
         + f"{disk['history'] / 2**10:9.0f}{disk['labels'] / 2**10:8.0f}{sample.tables.get('pairs', 0):8}"
@@ -332,9 +361,11 @@ def show(sample: Sample) -> None:
 
 
 HEADER = (
-    f"{'day':>5}{'trainer':>9}{'writer':>8}{'fds':>9}{'thr.':>7}{'store':>9}{'encod.':>9}{'registry':>9}{'checkp.':>9}"
+    f"{'day':>5}{'trainer':>9}{'in use':>8}{'files':>8}{'writer':>8}{'fds':>9}{'thr.':>7}"
+    f"{'store':>9}{'encod.':>9}{'registry':>9}{'checkp.':>9}"
     f"{'history':>9}{'labels':>8}{'pairs':>8}{'steps':>8}{'vers.':>7}{'gauges':>7}{'acc.':>6}{'minutes':>8}\n"
-    f"{'':>5}{'MiB':>9}{'MiB':>8}{'':>9}{'':>7}{'MiB':>9}{'MiB':>9}{'MiB':>9}{'MiB':>9}{'KiB':>9}{'KiB':>8}"
+    f"{'':>5}{'MiB':>9}{'MiB':>8}{'MiB':>8}{'MiB':>8}{'':>9}{'':>7}"
+    f"{'MiB':>9}{'MiB':>9}{'MiB':>9}{'MiB':>9}{'KiB':>9}{'KiB':>8}"
 )
 
 
@@ -345,6 +376,8 @@ def draw(figure: Any, samples: list[Sample]) -> None:
     memory, disk, tables = figure.subplots(3, 1, sharex=True)
     for side, name in enumerate(("trainer", "writer")):
         memory.plot(days, [sample.rss[side] for sample in samples], label=name)
+    memory.plot(days, [sample.heap for sample in samples], label="trainer: malloc, in use")
+    memory.plot(days, [sample.files for sample in samples], label="trainer: pages of files")
     memory.set_ylabel("resident memory, MiB")
     for name in samples[-1].disk:
         disk.plot(days, [max(sample.disk[name], 1) / 2**20 for sample in samples], label=name)
