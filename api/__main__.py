@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from api.app import create_app
-from api.server import Server, uvicorn_config
+from api.server import Server, spare_collector, uvicorn_config
 from api.settings import ApiSettings
 from services.core.command import run_command
 from services.core.disks import allow_descriptors
@@ -56,6 +56,7 @@ def _run(given: dict[str, Any]) -> int:
     server = Server(uvicorn_config(app, settings, switch=app.state.pool), live=app.state.live, log=log)
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda *_: None)  # uvicorn raises it once more when it has stopped; then it is over
+    spare_collector()
     server.run()
     log.info("stopped")
     return 0 if server.started else 1

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 REQUEST_ID = b"x-request-id"
 _ASKED = "echosight.asked"
+_WHOLE = "echosight.whole"
 _SANE_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}")
 _process_id = os.urandom(5).hex()
 _numbers = itertools.count(1)
@@ -42,6 +43,16 @@ def put_asked(scope: Any, asked: Asked) -> None:
     """Let `asked_of` find it, and every log line of this task have its id."""
     scope[_ASKED] = asked
     bind_contextvars(request_id=asked.request_id)
+
+
+def put_whole(scope: Any) -> None:
+    """Say that all of the request's body has come."""
+    scope[_WHOLE] = True
+
+
+def is_whole(scope: Any) -> bool:
+    """Whether nobody has to wait for more of the request's body."""
+    return _WHOLE in scope
 
 
 def asked_of(scope: Any) -> Asked:

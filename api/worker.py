@@ -23,7 +23,7 @@ from api.processes.channel import Channel, receive_first
 from api.processes.hot import is_hot
 from api.processes.movable import MovableHttp, Place, Switch
 from api.releases.versions import Versions
-from api.server import adopt, uvicorn_config
+from api.server import adopt, spare_collector, uvicorn_config
 from api.settings import ApiSettings
 from services.core.disks import allow_descriptors
 from services.core.logs import Log, configure_logs
@@ -173,6 +173,7 @@ def main(fd: int) -> None:
     worker = Worker(settings, end, log.bind(worker=first["worker"]))
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, worker.stop)  # until then one ends the process, which has nothing to finish
+    spare_collector()
     worker.run()
 
 

@@ -80,8 +80,10 @@ class Engine:
         Raises ProblemError: no place in line, or no answer before the deadline; and what the model raises.
         """
         asked_ns = time.monotonic_ns()
-        terms = self._with_deadline(terms, asked_ns)
-        if model.frame_ms * len(heatmaps) < self._in_loop_below_ms:
+        is_quick = model.frame_ms * len(heatmaps) < self._in_loop_below_ms
+        if terms.deadline_ns or not is_quick:
+            terms = self._with_deadline(terms, asked_ns)
+        if is_quick:
             values = model.run(heatmaps, sites, outputs)
             took_ns = time.monotonic_ns() - asked_ns
             self._count_batch(model, len(heatmaps), took_ns)

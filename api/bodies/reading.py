@@ -7,9 +7,10 @@ import asyncio
 import zlib
 from collections.abc import Mapping
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from api import problems
+from api.asked import is_whole
 from api.problems import ProblemError
 from api.settings import ApiSettings
 
@@ -30,7 +31,7 @@ class BodyReader:
         self._body_timeout_s = settings.body_timeout_s
         self.allowed_origins = settings.origins
 
-    async def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    async def read(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, uncompressed. headers: by their names in lower case.
 
         Refuses by the headers alone what need not be read, and a chunked body as soon as it is too long.
@@ -44,7 +45,11 @@ class BodyReader:
                 remedy="send the body as it is, or compressed with gzip or deflate",
             )
         self._check_length(int(headers.get(b"content-length", 0)))  # the HTTP parser lets digits through only
-        body = await self._receive(receive)
+        chunks: list[bytes] = []
+        if is_whole(scope):  # a timer costs more than to read it
+            body = await self._receive(receive, chunks)
+        else:
+            body = await self._receive_in_time(receive, chunks)
         return await asyncio.to_thread(self._inflate, body) if encoding in _ENCODINGS else body
 
     def _check_length(self, num_bytes: int) -> None:
@@ -55,22 +60,26 @@ class BodyReader:
                 remedy=f"send at most {self._max_body_bytes}: fewer frames a request, or float16",
             )
 
-    async def _receive(self, receive: Receive) -> bytes:
-        chunks: list[bytes] = []
+    async def _receive(self, receive: Receive, chunks: list[bytes]) -> bytes:
+        """chunks: gets what comes, as it comes."""
         num_bytes = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            chunk = message.get("body", b"")
+            num_bytes += len(chunk)
+            self._check_length(num_bytes)
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _receive_in_time(self, receive: Receive, chunks: list[bytes]) -> bytes:
         try:
             async with asyncio.timeout(self._body_timeout_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGoneError
-                    chunk = message.get("body", b"")
-                    num_bytes += len(chunk)
-                    self._check_length(num_bytes)
-                    chunks.append(chunk)
-                    if not message.get("more_body", False):
-                        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                return await self._receive(receive, chunks)
         except TimeoutError:
+            num_bytes = sum(map(len, chunks))
             raise ProblemError(
                 problems.SLOW_BODY,
                 f"{num_bytes} bytes of the body came within {self._body_timeout_s:g} s",

@@ -21,7 +21,7 @@ async def read_body(request: Request, reader: BodyReader, kind: type[_Body]) -> 
     """The body as `kind`, an empty one as {}. Raises ProblemError."""
     headers = dict(request.scope["headers"])
     try:
-        body = await reader.read(headers, request.receive)
+        body = await reader.read(request.scope, headers, request.receive)
     except ClientGoneError:  # whatever is answered, nobody reads it
         raise ProblemError(UNREADABLE_BODY, "the client went away", remedy="send the whole body") from None
     check_json_length(body)

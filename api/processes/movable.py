@@ -150,7 +150,9 @@ class MovableHttp(BoundedHttp):
             _loop=self.loop,
         )
         self.connections.discard(self)
+        self.forget_idle()
         self._switch.ended(self)
-        self.transport.set_protocol(again)
-        again.connection_made(self.transport)
-        self.transport.resume_reading()
+        transport = self.inner_transport
+        transport.set_protocol(again)
+        again.connection_made(transport)
+        transport.resume_reading()

@@ -33,7 +33,7 @@ class Embed(Endpoint):
 
     async def answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Reply:
         started_ns = time.monotonic_ns()
-        body = await self._reader.read(headers, receive)
+        body = await self._reader.read(scope, headers, receive)
         terms = terms_of(scope, headers, started_ns)
         read_ns = time.perf_counter_ns()
         model = self._serving.model
