@@ -30,6 +30,7 @@ from trainer.distributed import LeadingLearner
 from trainer.feed import Batch, Feed
 from trainer.judge import Judge
 from trainer.learner import DivergedError, Learner
+from trainer.memory import give_back_freed_memory
 from trainer.metrics import TrainerMetrics
 from trainer.prefetch import Prefetch
 from trainer.ranks import ALONE, Ranks
@@ -260,6 +261,7 @@ class TrainerWorker:
         self._set_input()
         losses = {name: round(value, 4) for name, value in self._losses.items()}
         release = self._releases.make(self._to_release(learner), losses=losses)
+        give_back_freed_memory()
         if release is None:
             return
         self._published = news
