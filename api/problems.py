@@ -37,6 +37,7 @@ class Kind:
 
 
 UNREADABLE_BODY = Kind("unreadable-body", 400, "The body cannot be read")
+NOT_HTTP = Kind("not-http", 400, "This is no HTTP")
 NO_KEY = Kind("no-key", 401, "This needs an API key")
 FOREIGN_ORIGIN = Kind("foreign-origin", 403, "Pages of other sites may not do this")
 MISSING_SCOPE = Kind("missing-scope", 403, "The API key may not do this")
@@ -63,10 +64,12 @@ NOT_READY = Kind("not-ready", 503, "No model is live yet")
 STARTING = Kind("starting", 503, "The server is starting")
 NO_STREAMS = Kind("no-streams", 503, "The streams' server cannot be reached")
 TOO_MANY_CLIENTS = Kind("too-many-clients", 503, "Too many clients listen already")
+TOO_MANY_CONNECTIONS = Kind("too-many-connections", 503, "The server has no connection left")
 TOO_LATE = Kind("too-late", 504, "No answer before the deadline")
 
 KINDS = (
     UNREADABLE_BODY,
+    NOT_HTTP,
     NO_KEY,
     FOREIGN_ORIGIN,
     MISSING_SCOPE,
@@ -93,6 +96,7 @@ KINDS = (
     STARTING,
     NO_STREAMS,
     TOO_MANY_CLIENTS,
+    TOO_MANY_CONNECTIONS,
     TOO_LATE,
 )
 

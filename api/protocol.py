@@ -2,20 +2,34 @@
 
 What is not read lies in this process, and uvicorn waits for it without end, also when it closes the connection. It
 copies a body twice, sends the head of an answer apart from the rest, and sets a timer anew with every answer.
+What comes before the app, and so past the gate, is answered by a problem, too.
 """
 
 import asyncio
 import socket
+import sys
 from typing import Any
 
+import httptools
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api import problems
 from api.asked import put_whole
+from api.problems import ProblemError
+from api.writes import JoinedWrites
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_UNREAD_MS = 60_000
-MAX_JOINED_BYTES = 64 * 1024
-"""What is longer is not worth a copy."""
+_NOT_HTTP = ProblemError(
+    problems.NOT_HTTP, "what was sent is no request of HTTP/1.1", remedy="use a client for HTTP, without TLS"
+)
+_FULL = ProblemError(
+    problems.TOO_MANY_CONNECTIONS,
+    "the server has as many connections as it may",
+    remedy="try again soon, keep fewer connections open, or have ECHOSIGHT_MAX_CONNECTIONS raised",
+    headers={"retry-after": "2"},
+)
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -26,13 +40,20 @@ class BoundedHttp(HttpToolsProtocol):
     """
 
     _num_pending = 0
+    _data = b""
     _quiet_since_s = 0.0
     _idle_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._limit, self.limit_concurrency = self.limit_concurrency, None  # its refusal would be bare text
+        self._whole_app = self.app
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, MAX_UNREAD_MS)
-        self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]
+        self._joined = JoinedWrites(transport, self.loop)
+        self.transport = self._joined  # type: ignore[assignment]
         self._quiet_since_s = self.loop.time()
         self._end_if_idle()
 
@@ -43,12 +64,30 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._quiet_since_s = self.loop.time()
         self._num_pending += len(data)
+        self._data = data
         super().data_received(data)
+        self._data = b""
         if self._num_pending > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.abort()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays open: for whoever has asked, sends no more and waits for the answer.
+
+        One that left altogether looks the same until it is answered; from an answer that goes on, it is let go.
+        """
+        self._joined.flush()
+        cycle = self.cycle
+        is_waited_for = cycle is not None and not cycle.more_body and not cycle.response_started
+        if is_waited_for:
+            cycle.keep_alive = False
+        return is_waited_for
+
     def on_headers_complete(self) -> None:
         self._num_pending = 0
+        if self._upgrades_in_vain:
+            return
+        is_full = self._limit is not None and max(len(self.connections), len(self.tasks)) >= self._limit
+        self.app = _refuse if is_full else self._whole_app
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -62,6 +101,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._num_pending = 0
+        if self._upgrades_in_vain:
+            return
         super().on_message_complete()
         if self.cycle is not None:
             put_whole(self.cycle.scope)
@@ -84,9 +125,8 @@ class BoundedHttp(HttpToolsProtocol):
     @property
     def inner_transport(self) -> asyncio.Transport:
         """The event loop's, for another protocol that takes over: with all that was written."""
-        joined: Any = self.transport
-        joined.flush()
-        return joined.inner  # type: ignore[no-any-return]
+        self._joined.flush()
+        return self._joined.inner
 
     def forget_idle(self) -> None:
         """Another protocol has the connection, or nobody."""
@@ -102,45 +142,51 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive - quiet_s, self._end_if_idle)
 
+    @property
+    def _upgrades_in_vain(self) -> bool:
+        """Whether this request would go on in a protocol that is not spoken here, as Java's client in HTTP/2."""
+        return bool(
+            self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT" and not self._should_upgrade()
+        )
 
-class JoinedWrites:
-    """A transport that sends two writes of one moment as one: a system call less, and its reader wakes up once."""
+    def _unsupported_upgrade_warning(self) -> None:
+        """Read the request again without its wish, which may be ignored (RFC 9110, 7.8).
 
-    def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self.inner = inner
-        self._loop = loop
-        self._held = b""
-        self.is_closing = inner.is_closing
-        self.get_extra_info = inner.get_extra_info
-        self.pause_reading = inner.pause_reading
-        self.resume_reading = inner.resume_reading
+        The parser takes what follows the head for that protocol, a body too.
+        """
+        if not self._upgrades_in_vain:
+            return
+        num_read = sys.exception().args[0]  # type: ignore[union-attr]
+        version = self.parser.get_http_version().encode()
+        head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        super().data_received(b"\r\n".join([*head, b"", b""]) + self._data[num_read:])
 
-    def write(self, data: bytes) -> None:
-        """At once with what was held, or a moment later."""
-        held = self._held
-        if not held:
-            self._held = data
-            self._loop.call_soon(self.flush)
-        elif len(data) <= MAX_JOINED_BYTES:
-            self._held = b""
-            self.inner.write(held + data)
-        else:
-            self.flush()
-            self.inner.write(data)
+    def send_400_response(self, msg: str) -> None:
+        del msg
+        headers, body = _answer(_NOT_HTTP, "")
+        lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers)]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.transport.close()
 
-    def flush(self) -> None:
-        """Send what is held."""
-        held, self._held = self._held, b""
-        if held and not self.inner.is_closing():
-            self.inner.write(held)
 
-    def get_write_buffer_size(self) -> int:
-        return len(self._held) + self.inner.get_write_buffer_size()
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that has no room."""
+    del receive
+    headers, body = _answer(_FULL, scope["path"])
+    await send({"type": "http.response.start", "status": _FULL.kind.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
-    def close(self) -> None:
-        self.flush()
-        self.inner.close()
 
-    def abort(self) -> None:
-        self._held = b""
-        self.inner.abort()
+def _answer(error: ProblemError, path: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The headers and the body of a connection's last answer."""
+    body = error.body(path, "")
+    headers = [
+        (b"content-type", problems.MEDIA_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+        *((name.encode(), value.encode()) for name, value in error.headers.items()),
+    ]
+    return headers, body

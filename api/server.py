@@ -56,7 +56,12 @@ class Server(uvicorn.Server):
         await adopt(self, self._state.pool, connection, first)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets what has begun finish; the second one does not."""
         self._live.is_stopping = True
+        if self.should_exit:
+            self.force_exit = True
+            if self._state.pool is not None:
+                self._state.pool.kill()
         super().handle_exit(sig, frame)
 
 
@@ -107,6 +112,7 @@ def uvicorn_config(app: Any, settings: ApiSettings, *, switch: Switch | None = N
         interface="asgi3",
         lifespan="on",
         log_config=None,
+        log_level="error",  # below are lines without bound about what clients do
         access_log=False,
         proxy_headers=False,
         server_header=False,

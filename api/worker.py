@@ -55,6 +55,7 @@ class Worker(Switch):
             on_loss=self._count_ended,
         )
         self._told: dict[str, Any] = {}
+        self._is_able = False  # to answer by what the first process says is live
         self._is_news = asyncio.Event()
         self._num_ended = 0
         self._taking: set[asyncio.Task[Any]] = set()
@@ -97,7 +98,7 @@ class Worker(Switch):
         self, protocol: MovableHttp, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]
     ) -> Place:
         del protocol
-        is_ours = is_hot(method, target) and self._live.current is not None
+        is_ours = is_hot(method, target) and self._is_able
         return Place.HERE if is_ours and not self._gate.has_limit(headers) else Place.ONLY_THERE
 
     def move(self, fd: int, data: bytes) -> bool:
@@ -127,7 +128,10 @@ class Worker(Switch):
         self.stop()
 
     async def _follow(self) -> None:
-        """Serve what is live in the first process. What does not load here is answered there."""
+        """Serve what is live in the first process. What does not load here is answered there.
+
+        What has begun by then is answered by the model that this process had.
+        """
         while True:
             await self._is_news.wait()
             self._is_news.clear()
@@ -136,8 +140,9 @@ class Worker(Switch):
                 try:
                     self._live.swap(await asyncio.to_thread(self._load, **told))
                 except Exception as error:  # also onnxruntime's
-                    self._live.current, why = None, str(error)
-            self._channel.send(serves=self._live.version, why=why)
+                    why = str(error) or type(error).__name__
+            self._is_able = not why
+            self._channel.send(serves=None if why else self._live.version, why=why)
 
     def _load(self, *, version: int, variant: str, threads: int) -> Classifier:
         return Classifier.load(

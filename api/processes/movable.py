@@ -81,7 +81,7 @@ class MovableHttp(BoundedHttp):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        if self._is_leaving:
+        if self._is_leaving or self._upgrades_in_vain:
             return
         place = self._switch.place(self, self.parser.get_method(), self.url, self.headers)
         is_alone = self.cycle is None or self.cycle.response_complete
@@ -109,7 +109,7 @@ class MovableHttp(BoundedHttp):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._is_leaving:
+        if not self._is_leaving and not self._upgrades_in_vain:
             super().on_message_complete()
             self._read = []
 

@@ -23,6 +23,8 @@ from services.core.logs import logger
 
 MAX_SILENT_LOOKS = 120
 """A minute of a process that tells its totals every second: it hangs. Of looks, since this one may have paused."""
+_MAX_QUIET_LOOKS = 4
+"""Two seconds: it gets no more connections until it says something."""
 _LOOK_S = 0.5
 _MAX_PAUSE_S = 30.0
 _RETRY_S = 10.0
@@ -45,6 +47,11 @@ class Worker:
     def num_open(self) -> int:
         """Connections that it has."""
         return self.num_given - self.num_ended
+
+    @property
+    def is_able(self) -> bool:
+        """Whether it may get connections."""
+        return self.version is not None and self.num_silent_looks <= _MAX_QUIET_LOOKS
 
 
 class Pool(Switch):
@@ -86,6 +93,12 @@ class Pool(Switch):
         for worker in list(self._workers):
             await self._end(worker)
 
+    def kill(self) -> None:
+        """End the others, whatever they have begun."""
+        for worker in self._workers:
+            with contextlib.suppress(ProcessLookupError):
+                worker.child.kill()
+
     # Connections.
 
     def place(
@@ -115,7 +128,7 @@ class Pool(Switch):
         self._hot.discard(protocol)
 
     def _freest(self) -> Worker | None:
-        able = [worker for worker in self._workers if worker.version is not None]
+        able = [worker for worker in self._workers if worker.is_able]
         return min(able, key=lambda worker: worker.num_open, default=None)
 
     def _adopt(self, connection: socket.socket, data: bytes) -> None:
@@ -153,7 +166,7 @@ class Pool(Switch):
                     self._log.error("process not started", error=str(error))
             elif now_s > next_s + _MAX_PAUSE_S:
                 pause_s = 1.0
-            self._metrics.processes.set(1 + sum(worker.version is not None for worker in self._workers))
+            self._metrics.processes.set(1 + sum(worker.is_able for worker in self._workers))
             await asyncio.sleep(_LOOK_S)
 
     async def _start_one(self) -> None:

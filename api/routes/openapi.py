@@ -41,6 +41,7 @@ PROBLEM_SCHEMA = {
 }
 PROBLEM_EXAMPLES = {
     "unreadable-body": ("JSON is broken at line 1, column 9: unexpected end of data", "send the whole object"),
+    "not-http": ("what was sent is no request of HTTP/1.1", "use a client for HTTP, without TLS"),
     "no-key": ("no API key was sent", "send it as `Authorization: Bearer KEY`; `echosight keys add` makes one"),
     "missing-scope": (
         "key 'north-radar' has predict, POST /v1/models/7/promote needs admin",
@@ -83,6 +84,10 @@ PROBLEM_EXAMPLES = {
     "starting": ("waiting for the first look into the registry", "try again soon"),
     "no-streams": ("REDIS_URL is not set", "set it to the server that the sensors publish to"),
     "too-many-clients": ("32 clients listen already", "raise ECHOSIGHT_MAX_EVENT_CLIENTS"),
+    "too-many-connections": (
+        "the server has as many connections as it may",
+        "try again soon, keep fewer connections open, or have ECHOSIGHT_MAX_CONNECTIONS raised",
+    ),
 }
 
 

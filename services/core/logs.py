@@ -29,7 +29,24 @@ def configure_logs(process: str, *, level: str = "info", log_format: str = "cons
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    root = logging.getLogger()
+    root.handlers = [handler for handler in root.handlers if not isinstance(handler, _Foreign)]
+    root.addHandler(_Foreign(process))
     return logger(process)
+
+
+class _Foreign(logging.Handler):
+    """Makes what libraries say through the standard library lines like ours."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__(logging.WARNING)
+        self._process = process
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message, error = record.getMessage().strip(), record.exc_info
+        logger(self._process).log(
+            record.levelno, message, library=record.name, **{"exc_info": error} if error else {}
+        )
 
 
 def logger(process: str) -> Log:

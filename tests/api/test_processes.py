@@ -135,7 +135,9 @@ def own_service(tmp_path: Path) -> Iterator[Service]:
     version = publish(registry_of(tmp_path))
     attach(registry_of(tmp_path), version, tiny_model(version, can_dawdle=True))
     registry_of(tmp_path).promote(version, by="test", why="test")
-    with api_process(tmp_path, wait_until=SERVES, ECHOSIGHT_API_PROCESSES="2") as (process, port):
+    with api_process(
+        tmp_path, wait_until=SERVES, ECHOSIGHT_API_PROCESSES="2", ECHOSIGHT_POLL_INTERVAL_S="0.1"
+    ) as (process, port):
         yield Service(tmp_path, process, port)
 
 
@@ -200,6 +202,24 @@ def test_pipelined_requests_are_answered_or_the_connection_is_closed(service: Se
         away.socket.sendall(sent)
         received = b"".join(iter(lambda away=away: away.socket.recv(65536), b""))  # type: ignore[misc]
         assert received.count(b"HTTP/1.1 200 OK") == answers
+
+
+def test_a_client_that_has_said_all_is_answered_wherever_its_connection_goes(service: Service) -> None:
+    hot = f"POST /v1/classify HTTP/1.1\r\nhost: api\r\ncontent-length: {len(BODY)}\r\n\r\n".encode() + BODY
+    for asked in (hot, b"GET /v1/models HTTP/1.1\r\nhost: api\r\n\r\n"):
+        for client in service.two_clients():
+            client.socket.sendall(asked)
+            client.socket.shutdown(socket.SHUT_WR)
+            answered = b"".join(iter(lambda client=client: client.socket.recv(65536), b""))  # type: ignore[misc]
+            assert answered.startswith(b"HTTP/1.1 200 OK"), asked
+
+
+def test_a_wish_for_another_protocol_is_ignored_wherever_the_connection_goes(service: Service) -> None:
+    first, other = (client.classify() for client in service.two_clients())
+    _, away = service.two_clients()
+    wish = {"connection": "upgrade, http2-settings", "upgrade": "h2c", "http2-settings": ""}
+    assert away.ask("POST", "/v1/classify", BODY, **wish)[:2] == (200, other)
+    assert away.ask("POST", "/v2/repository/index", b"{}", **wish)[:2] == (200, first)
 
 
 def test_counters_are_those_of_all_processes(service: Service) -> None:
@@ -267,6 +287,49 @@ def test_all_processes_finish_what_they_have_and_end_on_sigterm(own_service: Ser
     assert answer.status == 200
     assert service.process.wait(timeout=30.0) == 0
     wait_for(lambda: not _runs(service.worker_pids[0]), timeout_s=10, what="end")
+
+
+def test_a_second_signal_ends_all_processes_though_requests_are_in_flight(own_service: Service) -> None:
+    service = own_service
+    for client in service.two_clients():
+        _begin_to_classify(client)
+    service.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: _refuses(service.port), timeout_s=10, what="end of listening")
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(timeout=10.0) == 0, "ECHOSIGHT_STOP_GRACE_S is 20"
+    assert not _runs(service.worker_pids[0])
+
+
+def test_a_process_that_hangs_gets_no_more_clients(own_service: Service) -> None:
+    service = own_service
+    home, _ = service.two_clients()
+    os.kill(service.worker_pids[0], signal.SIGSTOP)
+    wait_for(lambda: service.count_of("echosight_api_processes") == 1, timeout_s=20, what="notice")
+    assert {Client(service.port).classify() for _ in range(4)} == {home.classify()}
+    os.kill(service.worker_pids[0], signal.SIGCONT)
+    wait_for(lambda: service.count_of("echosight_api_processes") == 2, timeout_s=20, what="return")
+    service.two_clients()
+
+
+def test_a_version_that_loads_in_the_first_process_alone_costs_nobody_an_answer(own_service: Service) -> None:
+    service = own_service
+    _, away = service.two_clients()
+    _begin_to_classify(away)
+    (pid,) = service.worker_pids
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (min({*range(len(taken) + 1)} - taken), usual[1]))
+    version = publish(service.registry, verdict="hold")
+    attach(service.registry, version, tiny_model(version))
+    service.registry.promote(version, by="test", why="test")
+    wait_for(lambda: "process has no model" in service.log, timeout_s=20, what="refusal")
+    away.socket.sendall(BODY)
+    answer = http.client.HTTPResponse(away.socket)
+    answer.begin()
+    assert (answer.status, orjson.loads(answer.read())["model"]["version"]) == (200, 1)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+    status, _, content = away.ask("POST", "/v1/classify", BODY)
+    assert (status, orjson.loads(content)["model"]["version"]) == (200, version)
 
 
 def test_the_others_end_with_the_first_process(own_service: Service) -> None:
@@ -499,6 +562,21 @@ def test_statistics_of_all_processes_are_added() -> None:
     first.end(1)
     assert (first.of(3).num_frames, first.of(3).queue.count, first.of(3).by_batch[8].ns) == (3, 2, 100)
     assert first.of(4).num_frames == 0
+
+
+def _begin_to_classify(client: Client) -> None:
+    """A request that is being answered, since the server asks for the body, which is still to be sent."""
+    head = f"POST /v1/classify HTTP/1.1\r\nhost: api\r\nexpect: 100-continue\r\ncontent-length: {len(BODY)}"
+    client.socket.sendall(f"{head}\r\n\r\n".encode())
+    assert client.socket.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def _refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5.0).close()
+    except ConnectionError:
+        return True
+    return False
 
 
 def _runs(pid: int) -> bool:

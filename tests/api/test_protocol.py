@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 import uvicorn
 
-from api.protocol import MAX_JOINED_BYTES, JoinedWrites
 from api.server import uvicorn_config
 from api.settings import ApiSettings
 from tests.api.tiny import listening, until
@@ -105,69 +105,71 @@ async def test_a_client_that_waits_for_its_answer_is_not_let_go(monkeypatch: pyt
     await serving
 
 
-class _Sent:
-    """A transport that keeps what is sent."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.is_over = False
-
-    def write(self, data: bytes) -> None:
-        self.parts.append(data)
-
-    def is_closing(self) -> bool:
-        return self.is_over
-
-    def close(self) -> None:
-        self.is_over = True
-
-    abort = close
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    get_extra_info = pause_reading = resume_reading = get_write_buffer_size
-
-
-async def test_two_writes_of_a_moment_are_one_and_a_lone_one_waits_for_none() -> None:
-    sent = _Sent()
-    joined = JoinedWrites(sent, asyncio.get_running_loop())  # type: ignore[arg-type]
-    joined.write(b"head ")
-    assert (sent.parts, joined.get_write_buffer_size()) == ([], 5)
-    joined.write(b"body")
-    joined.write(b"next")
-    await asyncio.sleep(0)
-    assert sent.parts == [b"head body", b"next"]
-    long = bytes(MAX_JOINED_BYTES + 1)
-    joined.write(b"head")
-    joined.write(long)
-    joined.write(b"last")
-    joined.close()
-    assert sent.parts[2:] == [b"head", long, b"last"]
-    await asyncio.sleep(0)
-    assert len(sent.parts) == 5
-
-
-async def test_nothing_is_sent_after_the_end() -> None:
-    sent = _Sent()
-    joined = JoinedWrites(sent, asyncio.get_running_loop())  # type: ignore[arg-type]
-    joined.write(b"head")
-    joined.abort()
-    joined.write(b"body")
-    await asyncio.sleep(0)
-    assert sent.parts == []
-
-
 async def test_connections_are_bounded(address: str) -> None:
     others = [await asyncio.open_connection(*address.split(":")) for _ in range(2)]
     async with httpx.AsyncClient(base_url=f"http://{address}") as client:
-        assert (await client.get("/livez")).status_code == 503
+        refused = await client.get("/livez")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+        assert "ECHOSIGHT_MAX_CONNECTIONS" in refused.json()["remedy"]
         for _, writer in others:
             writer.close()
             await writer.wait_closed()
         async with asyncio.timeout(10.0):
             while (await client.get("/livez")).status_code == 503:
                 pass
+
+
+async def test_what_is_no_http_is_answered_by_a_problem(address: str) -> None:
+    answer = await _all_of(address, b"\x16\x03\x01\x02\0\x01")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"connection: close" in head.splitlines()
+    assert orjson.loads(body)["type"] == "urn:echosight:problem:not-http"
+
+
+async def test_a_client_that_has_said_all_is_answered(address: str) -> None:
+    answer = await _all_of(address, b"GET /v1/models HTTP/1.1\r\nhost: api\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (
+        await _all_of(address, b"POST /v1/models/rollback HTTP/1.1\r\nhost: api\r\ncontent-length: 2\r\n\r\n{")
+        == b""
+    )
+
+
+async def test_events_end_when_their_client_has_gone(tmp_path: Path, redis_url: str) -> None:
+    async with listening(tmp_path, redis_url=redis_url, heartbeat_s=3600.0) as (app, address):
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(b"GET /v1/events HTTP/1.1\r\nhost: api\r\n\r\n")
+        await reader.readuntil(b"retry")
+        writer.close()
+        await until(lambda: b"echosight_api_open_listeners 0.0" in app.state.metrics.text())
+
+
+@pytest.mark.parametrize("size", [1, 50, 10_000])
+async def test_a_wish_for_another_protocol_is_ignored_and_the_body_kept(address: str, size: int) -> None:
+    """As Java's client sends it by default, in pieces of `size`."""
+    body = b'["a body"]' + b" " * 200
+    asked = b"POST /v1/models/rollback HTTP/1.1\r\nhost: api\r\n"
+    asked += b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAQ\r\n"
+    asked += b"content-length: %d\r\n\r\n" % len(body) + body
+    pieces = [asked[start : start + size] for start in range(0, len(asked), size)]
+    answer = await _all_of(address, *pieces, START + b"connection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert b"['a body']" in answer
+    assert answer.count(b"HTTP/1.1 200 OK\r\n") == 1
+
+
+async def _all_of(address: str, *pieces: bytes) -> bytes:
+    """What is answered to a client that sends no more."""
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0)
+    writer.write_eof()
+    answer = await reader.read()
+    writer.close()
+    return answer
 
 
 async def _num_taken(address: str, start: bytes, more: bytes, *, max_bytes: int) -> int:
