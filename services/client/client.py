@@ -29,6 +29,8 @@ class Prediction:
     """What the model says of one frame. probabilities: by class. version: of the model that said so.
 
     site: as it was named. is_site_known: whether the model has learnt what is always there at that site.
+    is_unknown: whether the frame is like nothing that the model has a name for, so that `label` means little; None
+    from a model that cannot tell.
     """
 
     label: str
@@ -36,6 +38,7 @@ class Prediction:
     version: int
     site: str
     is_site_known: bool
+    is_unknown: bool | None = None
 
     @property
     def confidence(self) -> float:
@@ -239,4 +242,5 @@ def _prediction(row: dict[str, Any], answer: dict[str, Any]) -> Prediction:
         version=answer["model"]["version"],
         site=answer["site"]["name"],
         is_site_known=answer["site"]["known"],
+        is_unknown=row["unknown"]["is_unknown"] if "unknown" in row else None,
     )

@@ -35,8 +35,9 @@ def classify(
 ) -> None:
     """Classify the heatmaps in FILES by a running server.
 
-    A file holds one heatmap, (channel, range, azimuth), or a batch of them. A file that cannot be read, or that
-    the server refuses, is reported and the others go on; the exit status is then 1.
+    A file holds one heatmap, (channel, range, azimuth), or a batch of them. What is like nothing that the model
+    has a name for is unknown. A file that cannot be read, or that the server refuses, is reported and the others
+    go on; the exit status is then 1.
     """
     paths = _paths(files)
     if not paths:
@@ -130,6 +131,7 @@ def _ask(client: Client, batch: list[Frame], site: str) -> list[dict[str, Any]]:
 def _row(where: dict[str, Any], prediction: Prediction) -> dict[str, Any]:
     return where | {
         "label": prediction.label,
+        "is_unknown": prediction.is_unknown,
         "probabilities": prediction.probabilities,
         "version": prediction.version,
     }
@@ -144,5 +146,6 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             table.add_row(name, f"[red]{escape(row['problem'])}[/red]")
         else:
             shares = (f"{probability:.2f}" for probability in row["probabilities"].values())
-            table.add_row(name, row["label"], *shares, f"v{row['version']}")
+            label = "unknown" if row["is_unknown"] else row["label"]
+            table.add_row(name, label, *shares, f"v{row['version']}")
     return table

@@ -25,7 +25,18 @@ from services.client import (
 from services.client.http import pause_s
 from services.core.keys import KeyFile, write_keys
 from services.core.streams import Publisher, stream_key
-from tests.api.tiny import SHAPE, heatmap, listening, probability_of, publish_champion, registry_of, until
+from tests.api.tiny import (
+    SHAPE,
+    attach,
+    heatmap,
+    listening,
+    probability_of,
+    publish,
+    publish_champion,
+    registry_of,
+    tiny_model,
+    until,
+)
 from tests.conftest import radar_frame
 
 T = TypeVar("T")
@@ -55,6 +66,19 @@ async def test_a_frame_gets_its_prediction(url: str) -> None:
     assert found.probabilities["empty"] == pytest.approx(probability_of(1, site=1), abs=1e-6)
     assert (found.version, found.site, found.is_site_known) == (1, "north", True)
     assert found.confidence == max(found.probabilities.values())
+    assert found.is_unknown is None
+
+
+async def test_what_is_like_nothing_known_is_told_from_the_rest(tmp_path: Path) -> None:
+    version = publish(registry_of(tmp_path), unknown_threshold=100.0)
+    attach(registry_of(tmp_path), version, tiny_model(version, has_unknown=True))
+    registry_of(tmp_path).promote(version, by="test", why="test")
+    async with listening(tmp_path) as (app, address):
+        await until(lambda: app.state.live.is_ready)
+        frames = [heatmap(), heatmap() + 1000.0]
+        many = await using(f"http://{address}", lambda client: client.classify_many(frames))
+        one = await using(f"http://{address}", lambda client: client.classify(frames[1]))
+    assert [found.is_unknown for found in (*many, one)] == [False, True, True]
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "u1", "i8"])

@@ -11,13 +11,15 @@ from typer.testing import CliRunner
 from services.cli import app
 from services.core.keys import KeyFile, write_keys
 from tests.api.test_process import api_process
-from tests.api.tiny import SHAPE, heatmap, publish_champion, registry_of
+from tests.api.tiny import SHAPE, attach, heatmap, publish, publish_champion, registry_of, tiny_model
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     data_dir = tmp_path_factory.mktemp("data")
-    publish_champion(registry_of(data_dir))
+    version = publish(registry_of(data_dir), unknown_threshold=100.0)
+    attach(registry_of(data_dir), version, tiny_model(version, has_unknown=True))
+    registry_of(data_dir).promote(version, by="test", why="test")
     with api_process(data_dir) as (_, port):
         yield f"http://127.0.0.1:{port}"
 
@@ -49,10 +51,14 @@ def test_a_folder_a_file_and_a_pattern(url: str, folder: Path) -> None:
 
 
 def test_a_table_for_people(url: str, folder: Path) -> None:
-    status, output = run(str(folder / "a.npy"), "--url", url)
+    np.save(folder / "strange.npy", heatmap() + 1000.0)
+    status, output = run(str(folder / "*.npy"), "--url", url)
     assert status == 0
-    assert "pedestrian" in output
+    assert output.count("pedestrian") == 2  # the name of a column, and of one frame
+    assert output.count("unknown") == 1
     assert "v1" in output
+    frames = json.loads(run(str(folder / "*.npy"), "--url", url, "--json")[1])["frames"]
+    assert [frame["is_unknown"] for frame in frames] == [False, True]
 
 
 def test_bad_files_are_reported_and_the_others_go_on(url: str, folder: Path) -> None:
