@@ -51,13 +51,20 @@ class Features:
         features: Tensor = self.encoder(self.preprocess(heatmap.to(self._device), site.to(self._device)))
         return features.float().cpu()
 
-    def _compute(self, pairs: Sequence[StoredPair]) -> None:
+    def read(self, pairs: Sequence[StoredPair]) -> tuple[Tensor, list[StoredPair]]:
+        """(M, C, R, A) float32, and whose they are: not those damaged or of another shape."""
         frames = [(pair, frame) for pair in pairs if (frame := pair.radar()) is not None]
         whole = [(pair, frame.heatmap) for pair, frame in frames if frame.shape == self._shape]
         if not whole:
-            return
+            return torch.empty(0, *self._shape), []
         heatmaps = np.stack([heatmap.astype(np.float32).reshape(self._shape) for _, heatmap in whole])
-        sites = torch.tensor([self._rows.get(pair.site, 0) for pair, _ in whole])
-        for (pair, _), row in zip(whole, self.encode(torch.from_numpy(heatmaps), sites), strict=True):
+        return torch.from_numpy(heatmaps), [pair for pair, _ in whole]
+
+    def _compute(self, pairs: Sequence[StoredPair]) -> None:
+        heatmaps, whole = self.read(pairs)
+        if not whole:
+            return
+        sites = torch.tensor([self._rows.get(pair.site, 0) for pair in whole])
+        for pair, row in zip(whole, self.encode(heatmaps, sites), strict=True):
             self._known[pair.site, pair.id] = row.clone()
         self.num_computed += len(whole)

@@ -17,6 +17,7 @@ from services.core.errors import EchosightError
 from services.core.frames import CLASSES
 from services.core.logs import Log
 from services.core.registry import Manifest, Registry
+from services.core.store import StoredPair
 from trainer import names as naming
 from trainer.calibration import calibrate
 from trainer.classifier import RadarClassifier, load_classifier, save_classifier
@@ -147,7 +148,7 @@ class Releases:
             fit.folds,
             classes=CLASSES,
             accepted_share=self._settings.known_share,
-            noise=_noise(features),
+            noise=noise_of(features, [name.pair for name in named]),
         )
         score = None if open_set is None else open_set.score
         classifier = RadarClassifier(features.preprocess, features.encoder, fit.head, score).eval()
@@ -232,15 +233,19 @@ class Releases:
         return self._registry.publish(describe, lambda directory: save_classifier(classifier, directory))
 
 
-@torch.no_grad()
-def _noise(features: Features) -> Tensor:
-    """(M, D): features of heatmaps that show nothing, at the level and spread of the mean clutter map."""
-    clutter = features.preprocess.clutter[0].cpu()
+def noise_of(features: Features, pairs: Sequence[StoredPair]) -> Tensor:
+    """(M, D): features of heatmaps that show nothing.
+
+    Their cells are at the level, and have the spread, of the same channel in some of the frames of `pairs`: channels
+    may be in other units, dB and m/s. None where no frame can be read.
+    """
+    heatmaps, _ = features.read(pairs[:: 1 + len(pairs) // _NUM_NOISE_FRAMES])
+    if not len(heatmaps):
+        return torch.empty(0, 0)
+    spread, level = torch.std_mean(heatmaps, (0, 2, 3), keepdim=True)  # (1, C, 1, 1)
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(_NUM_NOISE_FRAMES, *clutter.shape, generator=generator)
-    spread = (clutter.var() + features.preprocess.scale.cpu() ** 2).sqrt()
-    site = torch.zeros(_NUM_NOISE_FRAMES, dtype=torch.int64)
-    return features.encode(clutter.mean() + spread * noise, site)
+    noise = torch.randn(_NUM_NOISE_FRAMES, *heatmaps.shape[1:], generator=generator)
+    return features.encode(level + spread * noise, torch.zeros(_NUM_NOISE_FRAMES, dtype=torch.int64))
 
 
 def _lineage(learner: Learner, feed: Feed, named: Sequence[Named]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from trainer.features import Features
 from trainer.feed import Feed
 from trainer.learner import Learner
 from trainer.names import Names, fair
-from trainer.release import Releases
+from trainer.release import Releases, noise_of
 
 NUM_PAIRS = 200
 
@@ -113,6 +113,31 @@ def test_detector_names_no_frame_of_another_radar(settings, vision) -> None:
     learner = learner_of(settings, feed)
     features = Features(learner.preprocess, learner.average, sites=("", "north"), shape=learner.contract.shape)
     assert features.of(feed.reader.pairs)[1] == [i for i in range(12) if i != 5]
+
+
+def test_noise_that_shows_nothing_is_in_the_unit_of_each_channel(settings, vision) -> None:
+    """Powers around 23 dB, speeds of a quarter of a metre a second."""
+    pairs = [scene(i) for i in range(12)]
+    rng = np.random.default_rng(0)
+    for i, pair in enumerate(pairs):
+        heatmap = pair.radar.heatmap.copy()
+        heatmap[1] = rng.normal(0.1, 0.25, heatmap[1].shape)
+        radar = replace(pair.radar, heatmap=heatmap, channels=("integrated", "mean_speed_mps"))
+        pairs[i] = replace(pair, radar=radar)
+    feed = feed_of(settings, vision, pairs)
+    preprocess = learner_of(settings, feed).preprocess
+    preprocess.clutter.zero_()
+    preprocess.scale.fill_(1.0)
+
+    class Cells(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x.mean((2, 3)), x.std((2, 3))], 1)
+
+    features = Features(preprocess, Cells(), sites=("", "north"), shape=feed.contract.shape)
+    noise, frames = noise_of(features, feed.reader.pairs), features.of(feed.reader.pairs)[0]
+    assert noise.shape == (64, 4)
+    torch.testing.assert_close(noise.mean(0), frames.mean(0), rtol=0.05, atol=0.05)
+    assert len(noise_of(features, [])) == 0
 
 
 def test_names_are_bounded_and_a_small_site_is_not_crowded_out(settings, vision) -> None:

@@ -93,6 +93,7 @@ def study(
         "labels are drawn by whole blocks of time; at 1 % the draw decides much: see the intervals.",
         "supervised: the same network from scratch; its recipe was chosen on a validation part of its labels.",
         "gain: accuracy minus that of supervised, on the same sessions, labels and seeds.",
+        *_same_draws(report.table),
     ]
     report.draw = lambda figure: draw_efficiency(figure, report)
     report.add_confusions(
@@ -220,6 +221,19 @@ def _add_gains(bench: Bench, report: Report, answers: dict[Key, list[Answers]]) 
             row["gain"] = difference(bench.dataset, answers[key], answers[baselines[-1]]).report()
 
 
+def _same_draws(table: Sequence[Row]) -> list[str]:
+    """What is to be said of shares for which the same labels were drawn."""
+    found = []
+    for split in dict.fromkeys(row["split"] for row in table):
+        for num, percent in _asked_by_drawn([row for row in table if row["split"] == split]).items():
+            if "/" in percent:
+                found.append(
+                    f"{split} split: {percent} % of the labels are the same {num:,}, for whole blocks are drawn, and "
+                    "of each class at least one; label more, or draw shorter blocks (--label-block-s)."
+                )
+    return found
+
+
 def draw_efficiency(
     figure: "Figure",
     report: Report,
@@ -227,22 +241,30 @@ def draw_efficiency(
     name: Callable[[str], str] = str,
     reference: tuple[str, float] | None = None,
 ) -> None:
-    """Accuracy against the share of labels, a panel for each split and part.
+    """Accuracy against how many labels were drawn, a panel for each split and part.
 
     name: of a method, for the legend. reference: what somebody else reached, in percent, and who.
     """
     for axes, rows in plots.by_split(figure, report.table):
         for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             own = [row for row in rows if row["method"] == method]
-            at = [row["labels_percent"] * (1 + 0.03 * number) for row in own]  # equal shares side by side
+            at = [row["labels"] * (1 + 0.03 * number) for row in own]  # equal numbers side by side
             plots.curve(axes, at, [row["accuracy"] for row in own], label=name(method), number=number)
         if reference is not None:
             axes.axhline(reference[1], color="k", ls=":", lw=1, label=reference[0])
         axes.set_xscale("log")
-        ticks = sorted({row["labels_percent"] for row in rows})
-        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+        asked = _asked_by_drawn(rows)
+        axes.set_xticks(list(asked), [f"{num:,}\n{percent} %" for num, percent in asked.items()], fontsize=8)
         axes.minorticks_off()
-        axes.set_xlabel("labels, % of the training part")
+        axes.set_xlabel("labels drawn; asked for, in % of those there are")
         axes.set_ylabel("accuracy, %")
         axes.grid(alpha=0.3)
-    plots.finish(figure, report.protocol)
+    plots.finish(figure, report.protocol, is_x_shared=False)
+
+
+def _asked_by_drawn(rows: Sequence[Row]) -> dict[int, str]:
+    """Numbers of labels, each with the percentages that were asked for: of few labels, several draw the same."""
+    asked: dict[int, list[float]] = {}
+    for percent, num in sorted({(row["labels_percent"], row["labels"]) for row in rows}):
+        asked.setdefault(num, []).append(percent)
+    return {num: "/".join(f"{percent:g}" for percent in of_num) for num, of_num in asked.items()}

@@ -99,10 +99,12 @@ def draw_sweep(figure: "Figure", report: Report) -> None:
     for axes, rows in plots.by_split(figure, report.table):
         for number, batch in enumerate(dict.fromkeys(row["batch"] for row in rows)):
             own = [row for row in rows if row["batch"] == batch]
-            apart = 0.015 * number * max(row["K"] for row in rows)
-            at = [row["K"] + apart for row in own]  # equal K side by side
+            at = [row["K"] * (1 + 0.03 * number) for row in own]  # equal K side by side
             plots.curve(axes, at, [row["accuracy"] for row in own], label=f"batch {batch}", number=number)
-        axes.set_xticks(sorted({row["K"] for row in rows}))
+        axes.set_xscale("log")
+        ticks = sorted({row["K"] for row in rows})
+        axes.set_xticks(ticks, [f"{num:,}" for num in ticks])
+        axes.minorticks_off()
         axes.set_xlabel("number of negatives K")
         axes.set_ylabel("linear accuracy, %")
         axes.grid(alpha=0.3)

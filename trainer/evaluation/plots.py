@@ -80,11 +80,17 @@ def finish(
     *,
     what: str = "mean and 95 % interval",
     marker_scale: float = 1.0,
+    is_x_shared: bool = True,
 ) -> None:
-    """One legend for all panels below them, and above them what means and intervals rest on."""
+    """One legend for all panels below them, and above them what means and intervals rest on.
+
+    is_x_shared: the panels of a column have the same ticks, which the lowest one shows for all.
+    """
     handles = dict[str, Any]()
     for axes in figure.axes:
         axes.label_outer()
+        if not is_x_shared:
+            axes.tick_params(labelbottom=True)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:

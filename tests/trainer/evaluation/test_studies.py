@@ -105,6 +105,24 @@ def test_efficiency_compares_three_methods_on_the_same_labels(bench: Bench, tmp_
     assert len(per_share) == 2
 
 
+def test_few_labels_are_shown_as_many_as_were_drawn(bench: Bench) -> None:
+    """One percent of 60 labels is none: a block of each class is drawn, as it is for five percent."""
+    bench.plan = replace(bench.plan, split="both", seeds=(0,))
+    report = efficiency.study(bench, methods=("supervised",), shares=(0.01, 0.05, 1.0), budget=QUICK)
+    drawn = {(row["split"], row["labels_percent"]): row["labels"] for row in report.table}
+    assert drawn["sessions", 1] == drawn["sessions", 5] < drawn["sessions", 100]
+    assert any(f"sessions split: 1/5 % of the labels are the same {drawn['sessions', 1]}" in n for n in report.notes)
+    figure = Figure()
+    report.draw(figure)
+    for axes in figure.axes:
+        split = "sessions" if "sessions held out" in axes.get_title() else "random"
+        few, most = drawn[split, 1], drawn[split, 100]
+        assert axes.get_xticks().tolist() == [few, most]
+        assert [text.get_text() for text in axes.get_xticklabels()] == [f"{few}\n1/5 %", f"{most}\n100 %"]
+        assert axes.xaxis.get_tick_params()["labelbottom"]  # the splits have other numbers
+        assert axes.lines[0].get_xdata().tolist() == [few, few, most]
+
+
 def test_supervised_baseline_is_tuned_on_its_own_labels(bench: Bench) -> None:
     bench.plan = replace(bench.plan, split="sessions", seeds=(0,))
     report = efficiency.study(
