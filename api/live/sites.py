@@ -7,7 +7,6 @@ votes. The leases are not those of ingest, and a replica that cannot answer yet 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
 
 from api.settings import ApiSettings
 from services.core.errors import StreamsError
@@ -43,20 +42,23 @@ class LiveSites:
     async def look(self) -> None:
         """1. find sites, 2. who lives and has what, 3. let go of what others should have, 4. take what is free."""
         found = await self._reader.find_sites()
+        refused = dict(self._reader.refused)
         replicas = await self._leases.register()
         self._has_registered = True
         holders = await self._leases.holders(found)
         owners = divide(found, replicas, holders)
         for site in [site for site in self.ours if owners.get(site) != self._leases.owner]:
             await self._release(site)
-            if site not in found:
-                await self._try(site, self._reader.check)
         for site in sorted(found - self.ours.keys()):
             if (
                 owners.get(site) == self._leases.owner
                 and holders.get(site, self._leases.owner) == self._leases.owner
             ):
-                await self._try(site, self._take)
+                try:
+                    await self._take(site)
+                except StreamsError as error:  # one of its keys is in the way: tried again at every look
+                    refused[site] = str(error)
+        self._say_refused(refused)
         await self._reader.look()
 
     def drop(self, sites: set[str]) -> None:
@@ -83,16 +85,11 @@ class LiveSites:
         await self._leases.release(site, token=token)
         self._log.info("live_site_released", site=site)
 
-    async def _try(self, site: str, step: Callable[[str], Awaitable[None]]) -> None:
-        """Take a step with a site, unless one of its keys is in the way: said once, tried again at every look."""
-        try:
-            await step(site)
-        except StreamsError as error:
-            if self._refused.get(site) != str(error):
-                self._log.warning("live_site_refused", site=site, reason=str(error))
-            self._refused[site] = str(error)
-        else:
-            self._refused.pop(site, None)
+    def _say_refused(self, refused: dict[str, str]) -> None:
+        """Once each, until it is put right."""
+        for name in sorted(name for name, reason in refused.items() if self._refused.get(name) != reason):
+            self._log.warning("live_site_refused", site=name, reason=refused[name])
+        self._refused = refused
 
     async def _take(self, site: str) -> None:
         """1. the lease, 2. what was predicted last: it goes on from there, as far as that is not too old."""

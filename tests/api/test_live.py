@@ -209,6 +209,26 @@ async def test_a_key_of_another_type_is_named_costs_no_other_site_and_may_be_put
         assert await counts(client, "echosight_live_interruptions_total", 0)
 
 
+async def test_a_stream_that_was_something_else_from_the_start_is_named_once_and_may_be_put_right(
+    data_dir: Path,
+    redis_url: str,
+    redis_client: redis.Redis,
+    publisher: Publisher,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    redis_client.set(stream_key("north", "radar"), "x")
+    async with running(data_dir, redis_url):
+        for seq in range(3):  # a look after another
+            await publisher.publish([radar_frame(100 * seq, seq=seq, site=f"south{seq}")])
+            await until(lambda at=f"south{seq}": said(redis_client, at))
+        redis_client.delete(stream_key("north", "radar"))
+        await publisher.publish([radar_frame(0)])
+        await until(lambda: said(redis_client))
+    told = "".join(capsys.readouterr())
+    assert "echosight:{north}:radar is a string, expected a stream; delete it: redis-cli DEL" in told
+    assert told.count("live_site_refused") == 1
+
+
 async def test_a_register_of_another_type_is_named_and_may_be_put_right(
     data_dir: Path,
     redis_url: str,

@@ -76,12 +76,16 @@ def stream_key(site: str, kind: str) -> str:
 async def sites_with(client: Client, kind: str) -> tuple[set[str], dict[str, str]]:
     """The sites that have a stream of this kind; and keys that look like one, with what is wrong with them."""
     sites, refused = set(), {}
-    async for key in client.scan_iter(match=f"echosight:{{*}}:{kind}", count=1000, _type="stream"):
+    async for key in client.scan_iter(match=f"echosight:{{*}}:{kind}", count=1000):
         found = _ANY_KEY.fullmatch(key)
         try:
             sites.add(check_site(found[1].decode(errors="backslashreplace") if found else ""))
         except BadFrameError as error:
             refused[key.decode(errors="backslashreplace")] = str(error)
+    keys = {stream_key(site, kind): site for site in sites}
+    for key, what in (await _of_other_type(client, dict.fromkeys(keys, "stream"))).items():
+        sites.remove(keys[key])
+        refused[keys[key]] = str(_named({key: what}))
     return sites, refused
 
 
@@ -254,16 +258,25 @@ async def explained(client: Client, error: ResponseError, wanted: Mapping[str, s
 
 async def wrong_types(client: Client, wanted: Mapping[str, str]) -> StreamsError | None:
     """What names those of the keys that hold another type than wanted; None where none does."""
+    wrong = await _of_other_type(client, wanted)
+    return _named(wrong) if wrong else None
+
+
+async def _of_other_type(client: Client, wanted: Mapping[str, str]) -> dict[str, str]:
+    """The keys that hold another type than wanted, with what is wrong; of one that may not be asked for nothing is."""
     found = await send_all(client, [(key, ("TYPE", key)) for key in wanted])
-    held = {
-        key: kind.decode() if isinstance(kind, bytes) else str(kind)
-        for key, kind in zip(wanted, found, strict=True)
+    held = {key: kind.decode() for key, kind in zip(wanted, found, strict=True) if isinstance(kind, bytes)}
+    return {
+        key: f"{key} is a {kind}, expected a {wanted[key]}"
+        for key, kind in held.items()
+        if kind not in ("none", wanted[key])
     }
-    wrong = {key: kind for key, kind in held.items() if kind not in ("none", wanted[key])}
-    if not wrong:
-        return None
-    what = " and ".join(f"{key} is a {kind}, expected a {wanted[key]}" for key, kind in wrong.items())
-    return StreamsError(what, remedy=f"delete it: redis-cli DEL {' '.join(repr(key) for key in wrong)}")
+
+
+def _named(wrong: Mapping[str, str]) -> StreamsError:
+    return StreamsError(
+        " and ".join(wrong.values()), remedy=f"delete it: redis-cli DEL {' '.join(repr(key) for key in wrong)}"
+    )
 
 
 @asynccontextmanager

@@ -23,7 +23,6 @@ from services.core.streams.client import (
     send_all,
     sites_with,
     stream_key,
-    wrong_types,
 )
 from services.core.streams.scripts import Call, Script, call
 
@@ -63,6 +62,8 @@ class NewestReader:
         self._kind = kind
         self._positions: dict[str, str] = {}
         self._ahead_ms: dict[str, float] = {}  # of the server's clock, to our monotonic one
+        self.refused: dict[str, str] = {}
+        """Key or site to why it is not read: what the last `find_sites` passed over."""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -71,7 +72,8 @@ class NewestReader:
     @passing_as_lost()
     async def find_sites(self) -> set[str]:
         """The sites that have such a stream. Raises StreamsLost errors."""
-        return (await sites_with(self._client, self._kind))[0]
+        sites, self.refused = await sites_with(self._client, self._kind)
+        return sites
 
     @passing_as_lost()
     async def join(self, site: str, *, max_age_ms: int = 0, after: str = "") -> bool:
@@ -85,13 +87,6 @@ class NewestReader:
         start = f"{now_ms - max_age_ms}-0" if max_age_ms else newest
         self._positions[site] = min(max(start, after, key=_order), newest, key=_order)
         return True
-
-    @passing_as_lost()
-    async def check(self, site: str) -> None:
-        """Raises StreamsError where the key of its stream holds something else, and StreamsLost errors."""
-        error = await wrong_types(self._client, {stream_key(site, self._kind): "stream"})
-        if error is not None:
-            raise error
 
     def leave(self, site: str) -> None:
         self._positions.pop(site, None)

@@ -234,14 +234,17 @@ async def test_site_with_a_foreign_key_is_passed_over_and_the_others_are_read(fe
     server.xadd("echosight:{}:radar", {"a": "b"})
     server.xadd(stream_key("mixed", "radar"), {"a": "b"})
     server.set(stream_key("mixed", "camera"), "no stream")
+    server.set(stream_key("text", "radar"), "no stream")
     await feed.publish([radar_frame(0)])
     assert await reader.discover() == ("north",)
     assert len(await reader.read(count=10, block_ms=10)) == 1
     assert set(reader.refused) == {
-        "echosight:{caf\\xe9}:radar", "echosight:{a/b}:radar", "echosight:{}:radar", "mixed"
+        "echosight:{caf\\xe9}:radar", "echosight:{a/b}:radar", "echosight:{}:radar", "mixed", "text"
     }  # fmt: skip
-    server.delete(stream_key("mixed", "camera"))
+    assert "echosight:{text}:radar is a string, expected a stream; delete it: redis-cli DEL" in reader.refused["text"]
+    server.delete(stream_key("mixed", "camera"), stream_key("text", "radar"))
     assert await reader.discover() == ("mixed", "north")
+    assert "text" not in reader.refused
 
 
 async def test_stream_that_became_something_else_takes_only_its_site_out(feed, reader, server) -> None:

@@ -349,13 +349,14 @@ async def test_foreign_keys_are_said_once_and_stop_nobody(
     redis_client.xadd(b"echosight:{caf\xe9}:radar", {"a": "b"})
     redis_client.xadd(stream_key("mixed", "radar"), {"a": "b"})
     redis_client.set(stream_key("mixed", "camera"), "no stream")
+    redis_client.set(stream_key("text", "radar"), "no stream")
     await publish_pairs(publisher, 0, 5)
     with structlog.testing.capture_logs() as lines:
         async with ingest(redis_url, tmp_path) as worker:
             await worker.run(until_idle_s=0.3)
     assert stored(tmp_path) == ids(0, 5)
     skipped = sorted(line["name"] for line in lines if line["event"] == "site_skipped")
-    assert skipped == ["echosight:{caf\\xe9}:radar", "mixed"]
+    assert skipped == ["echosight:{caf\\xe9}:radar", "mixed", "text"]
 
 
 async def test_old_pairs_of_a_site_that_sends_nothing_go(publisher, redis_url, tmp_path, monkeypatch) -> None:
