@@ -40,6 +40,9 @@ def learning_table(event: Mapping[str, Any]) -> Table | None:
     if "probe" in read:
         probe = number(read, "probe")
         table.add_row("held-out labels right", f"{100 * probe:.0f} %", "", _bar(probe))
+    if number(event, "rollbacks") > 0:
+        times = f"{number(event, 'rollbacks'):.0f}"
+        table.add_row("[red]loss no number: went back[/red]", times, "0", "see docs/gauges.md")
     lags = read.get("lags")
     for site, lag in sorted(lags.items()) if isinstance(lags, dict) else ():
         if isinstance(lag, list) and len(lag) == 3 and all(isinstance(value, int | float) for value in lag):

@@ -83,6 +83,7 @@ def follow(settings: TrainerSettings, *, ranks: Ranks, device: torch.device, log
                 learner.set_input(ranks.share(torch.empty(0)).numpy(), scale=message["scale"])
             case "restore":
                 state = io.BytesIO(ranks.share(torch.empty(0)).numpy().tobytes())
+                learner.settings = settings  # with the precision that was asked for: the state has what it became
                 learner.restore(torch.load(state, map_location="cpu", weights_only=True))
 
 

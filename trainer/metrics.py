@@ -17,6 +17,7 @@ _COUNTERS = {
     "steps": "Optimizer steps.",
     "learnt_pairs": "Pairs learnt, each as often as it was in a batch.",
     "encoded_images": "Images encoded by this process.",
+    "rollbacks": "Times that a loss, a gradient or weights were not finite: back to the last checkpoint.",
 }
 _NOW = {
     "pairs": "Encoded pairs to learn from.",

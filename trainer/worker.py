@@ -88,7 +88,7 @@ class TrainerWorker:
         self._table: npt.NDArray[np.float32] | None = None  # that the learner has
         self.learner: Learner | None = None
         self._losses: dict[str, float] = {}
-        self._num_diverged = self._diverged_at = 0
+        self._num_diverged = self._diverged_at = self._num_rollbacks = 0
         self._published = (0, "")  # step, and a digest of the names, of the last version
         self._is_said_to_wait = False
         self._misfits: set[str] = set()
@@ -216,8 +216,10 @@ class TrainerWorker:
         """
         assert self.learner is not None
         self._num_diverged += 1
+        self._num_rollbacks += 1
         self._diverged_at = self.learner.step_num
         self._log.error("diverged", reason=reason, times=self._num_diverged)
+        self._emit("diverged", step=self._diverged_at, reason=reason, times=self._num_diverged)
         if self._num_diverged > _MAX_DIVERGED:
             raise DivergedError(reason, remedy="lower ECHOSIGHT_LEARNING_RATE or set ECHOSIGHT_PRECISION=fp32")
         self.learner, self._table = self._new_learner(self.learner.contract), None
@@ -395,6 +397,7 @@ class TrainerWorker:
             "misfits": sorted(self.feed.misfits),
             "needed": self.settings.min_pairs,
             "labels": self.feed.num_labels,
+            "rollbacks": self._num_rollbacks,
             "accuracy": self._accuracy,
             **self._newest,
             **{name: round(value, 4) for name, value in self._losses.items()},
@@ -418,6 +421,7 @@ class TrainerWorker:
             "steps": learner.step_num if learner else 0,
             "learnt_pairs": learner.num_learnt if learner else 0,
             "encoded_images": self.feed.num_encoded,
+            "rollbacks": self._num_rollbacks,
             "pairs": len(self.feed),
             "pending_pairs": self.feed.num_pending,
             "skipped_pairs": self.feed.num_skipped,

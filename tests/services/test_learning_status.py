@@ -22,6 +22,7 @@ def test_table_tells_what_was_reached_beside_what_knowing_nothing_gets() -> None
         {
             "loss": 4.5,
             "chance": 6.2,
+            "rollbacks": 2,
             "gauges": {
                 "mi_nats": 1.7,
                 "held_out_mi_nats": 1.2,
@@ -45,6 +46,7 @@ def test_table_tells_what_was_reached_beside_what_knowing_nothing_gets() -> None
     assert "+198" in rows["camera's lag at north, ms"]
     assert "+150 to +240" in rows["camera's lag at north, ms"]
     assert "docs/gauges.md" in rows["sync_lag north"]
+    assert " 2 " in rows["loss no number: went back"]
 
 
 @pytest.mark.parametrize("event", [{}, {"gauges": None}, {"gauges": {}}, {"gauges": 5}])

@@ -1,17 +1,24 @@
 """Several processes take the very steps that one takes."""
 
+import io
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+import torch
+from torch import Tensor
 
 from services.core.registry import InputContract, Registry
 from tests.trainer.conftest import fill, scene
 from tests.trainer.rank_steps import CPU, KEY_DIM, SHAPE, settings_of, take_steps
+from trainer.distributed import follow
 from trainer.learner import Learner
+from trainer.ranks import Ranks
 
 TOLERANCE = 2e-5  # the sums of gradients are added up in another order
 
@@ -42,6 +49,73 @@ def test_shuffled_batches_come_back_to_their_own_rows() -> None:
     options = json.dumps({"shuffle_bn": True})
     together = json.loads(run_ranks(2, "tests.trainer.rank_steps", options).splitlines()[-1])
     assert together["losses"] == pytest.approx(take_steps(learner, 8), abs=TOLERANCE)
+
+
+def test_rows_are_dealt_out_among_the_ranks_for_batch_norm_and_their_encodings_come_back() -> None:
+    """Each of two ranks encodes rows of both, other ones each time, and gets the encodings of its own."""
+    everybodys = torch.arange(16.0)[:, None]
+
+    @dataclass(frozen=True)
+    class Two(Ranks):
+        """Whoever gathers sees what both have."""
+
+        encoded: Tensor | None = None
+
+        def gather(self, tensor: Tensor) -> Tensor:
+            return everybodys
+
+        def gather_with_gradient(self, tensor: Tensor) -> Tensor:
+            return self.encoded
+
+    dealt = []
+    for round_num in (0, 1):
+        ranks = [Two(rank, 2) for rank in (0, 1)]
+        parts = [everybodys[:8], everybodys[8:]]
+        mixed = [of.mixed(part, round_num=round_num) for of, part in zip(ranks, parts, strict=True)]
+        rows = torch.cat([one.rows for one in mixed])
+        assert sorted(rows.flatten().tolist()) == list(range(16))
+        for one, own in zip(mixed, parts, strict=True):
+            assert 0 < (one.rows < 8).sum() < 8
+            assert torch.equal(replace(one, ranks=Two(encoded=10 * rows)).back(one.rows), 10 * own)
+        dealt.append(rows)
+    assert not torch.equal(*dealt)
+
+
+def test_follower_takes_the_precision_that_the_leaders_checkpoint_has() -> None:
+    """What is fastest is measured at each start; what a checkpoint was learnt with stays, at every rank."""
+    contract, state = InputContract(shape=SHAPE), io.BytesIO()
+    settings = settings_of(precision="auto")
+    learner = Learner(settings_of(precision="bf16"), contract=contract, key_dim=KEY_DIM, device=CPU)
+    torch.save(learner.state(), state)
+    messages = iter(
+        [
+            {"what": "new", "contract": contract.model_dump(mode="json"), "key_dim": KEY_DIM, "precision": "fp32"},
+            {"what": "restore"},
+            {"what": "stop"},
+        ]
+    )
+    followed: list[Learner] = []
+
+    class Leader:
+        """Says what a leader would."""
+
+        rank, size = 1, 2
+
+        def hear(self) -> dict[str, Any]:
+            return next(messages)
+
+        def share(self, _: Tensor) -> Tensor:
+            return torch.frombuffer(bytearray(state.getvalue()), dtype=torch.uint8)
+
+    def restore(self: Learner, given: dict[str, Any]) -> None:
+        honest(self, given)
+        followed.append(self)
+
+    honest = Learner.restore
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "restore", restore)
+        follow(settings, ranks=Leader(), device=CPU, log=structlog.get_logger())
+    assert [one.precision.dtype for one in followed] == ["bf16"]
 
 
 def test_trainer_on_two_ranks_learns_from_a_store_and_publishes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,11 +13,13 @@ import pytest
 import structlog
 import torch
 import typer
+from prometheus_client import generate_latest
 
 from services.core.errors import ExportError, NoPairsError, RegistryError
 from services.core.registry import Registry
 from tests.trainer.conftest import SHAPE, fill, scene
 from trainer import export
+from trainer import worker as worker_module
 from trainer.worker import TrainerWorker
 
 
@@ -194,8 +197,17 @@ def test_says_that_it_waits_only_where_the_sensors_are_silent(published, setting
     assert said == [(40, "waiting_for_new_pairs"), (90, "learning")]
 
 
-def test_diverged_step_goes_back_to_the_last_checkpoint(published, settings, vision, monkeypatch) -> None:
-    worker = worker_of(settings, vision)
+def test_diverged_step_goes_back_to_the_last_checkpoint_and_is_reported(
+    published, settings, vision, monkeypatch
+) -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    class Events:
+        def emit(self, kind: str, **values: Any) -> None:
+            told.append((kind, values))
+
+    worker = TrainerWorker(settings, vision=vision, log=structlog.get_logger(), events=Events())
+    monkeypatch.setattr(worker_module, "_REPORT_EVERY_S", 0.0)
     worker._resume()
     honest, calls = type(worker.learner).step, iter([True])
 
@@ -209,3 +221,8 @@ def test_diverged_step_goes_back_to_the_last_checkpoint(published, settings, vis
     assert (worker._diverged_at, worker._num_diverged) == (24, 0)  # undone once, and overcome
     assert worker.learner is not None
     assert worker.learner.step_num == 32
+    [diverged] = [values for kind, values in told if kind == "diverged"]
+    assert (diverged["step"], diverged["times"]) == (24, 1)
+    assert "loss is nan" in diverged["reason"]
+    assert [values for kind, values in told if kind == "trainer"][-1]["rollbacks"] == 1
+    assert "echosight_trainer_rollbacks_total 1.0" in generate_latest(worker.metrics.registry).decode()
