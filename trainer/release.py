@@ -236,8 +236,8 @@ class Releases:
 def noise_of(features: Features, pairs: Sequence[StoredPair]) -> Tensor:
     """(M, D): features of heatmaps that show nothing.
 
-    Their cells are at the level, and have the spread, of the same channel in some of the frames of `pairs`: channels
-    may be in other units, dB and m/s. None where no frame can be read.
+    Their cells are at the level, and have the spread, of the same channel in some of the frames of `pairs`:
+    channels may be in other units, dB and m/s. None where no frame can be read.
     """
     heatmaps, _ = features.read(pairs[:: 1 + len(pairs) // _NUM_NOISE_FRAMES])
     if not len(heatmaps):

@@ -1,5 +1,6 @@
 """`python -m trainer.evaluation`: the studies as commands; `echosight evaluate` and `reproduce` forward here."""
 
+import math
 from typing import Annotated, Literal
 
 import typer
@@ -205,11 +206,19 @@ def temporal(
 _Scale = Annotated[
     float, typer.Option(min=0.0001, max=10, help="Share of the paper's epochs; each number is at least one epoch.")
 ]
+_Epochs = Annotated[
+    str,
+    typer.Option(
+        help="Other epochs at scale 1 than the paper's contrast=400, linear=32, finetune=32, supervised=128 and "
+        "supervised_long=300.",
+        metavar="STAGE=NUMBER,...",
+    ),
+]
 _PAPER = {"mode": "paper", "seeds": 1, "split": "random"}
 
 
 @study_command(reproduce, "fig4", defaults=_PAPER)
-def fig4(asked: Asked, scale: _Scale = 1.0) -> None:
+def fig4(asked: Asked, scale: _Scale = 1.0, epochs: _Epochs = "") -> None:
     """Fig. 4: linear accuracy against the number of negatives K, at batch 64 and 128.
 
     [bold]Examples[/bold]
@@ -218,40 +227,42 @@ def fig4(asked: Asked, scale: _Scale = 1.0) -> None:
 
       echosight reproduce fig4 --scale 0.02 --vision-encoder efficientnet_lite0 --set radar_encoder=small
     """
-    _reproduce(asked, "fig4", scale)
+    _reproduce(asked, "fig4", scale, epochs)
 
 
 @study_command(reproduce, "fig5", defaults=_PAPER)
-def fig5(asked: Asked, scale: _Scale = 1.0) -> None:
+def fig5(asked: Asked, scale: _Scale = 1.0, epochs: _Epochs = "") -> None:
     """Fig. 5: accuracy against the share of labels, fine-tuned and supervised.
 
     [bold]Example[/bold]
 
       echosight reproduce fig5 --scale 0.02 --seeds 3 --split both
     """
-    _reproduce(asked, "fig5", scale)
+    _reproduce(asked, "fig5", scale, epochs)
 
 
 @study_command(reproduce, "fig6", defaults=_PAPER)
-def fig6(asked: Asked, scale: _Scale = 1.0) -> None:
+def fig6(asked: Asked, scale: _Scale = 1.0, epochs: _Epochs = "") -> None:
     """Fig. 6: test loss by epoch, fine-tuning against supervised.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       echosight reproduce fig6 --scale 0.05
+
+      echosight reproduce fig6 --scale 0.05 --epochs finetune=64,supervised=256
     """
-    _reproduce(asked, "fig6", scale)
+    _reproduce(asked, "fig6", scale, epochs)
 
 
 @study_command(reproduce, "fig7", defaults=_PAPER)
-def fig7(asked: Asked, scale: _Scale = 1.0) -> None:
+def fig7(asked: Asked, scale: _Scale = 1.0, epochs: _Epochs = "") -> None:
     """Fig. 7: t-SNE of a pretrained network with a random head, and of the fine-tuned one; with the panel between.
 
     [bold]Example[/bold]
 
       echosight reproduce fig7 --scale 0.02
     """
-    _reproduce(asked, "fig7", scale)
+    _reproduce(asked, "fig7", scale, epochs)
 
 
 def _by_labels(
@@ -278,11 +289,20 @@ def _by_labels(
     )
 
 
-def _reproduce(asked: Asked, figure: Literal["fig4", "fig5", "fig6", "fig7"], scale: float) -> None:
+def _reproduce(asked: Asked, figure: Literal["fig4", "fig5", "fig6", "fig7"], scale: float, epochs: str) -> None:
+    from services.core.errors import SettingsError
     from trainer.evaluation import reproduce
     from trainer.evaluation.session import run
 
-    at = reproduce.Scale(scale)
+    try:
+        changes = {stage: float(num) for stage, _, num in (one.partition("=") for one in epochs.split(",") if one)}
+    except ValueError:
+        changes = {"": 0.0}
+    if not all(stage in reproduce.EPOCHS and 0 < num < math.inf for stage, num in changes.items()):
+        raise SettingsError(
+            f"--epochs {epochs!r}", remedy=f"write STAGE=NUMBER,... with stages of {', '.join(reproduce.EPOCHS)}"
+        )
+    at = reproduce.Scale(scale, {**reproduce.EPOCHS, **changes})
     run(
         asked,
         lambda bench: reproduce.study(bench, figure, scale=at),

@@ -228,8 +228,8 @@ def _same_draws(table: Sequence[Row]) -> list[str]:
         for num, percent in _asked_by_drawn([row for row in table if row["split"] == split]).items():
             if "/" in percent:
                 found.append(
-                    f"{split} split: {percent} % of the labels are the same {num:,}, for whole blocks are drawn, and "
-                    "of each class at least one; label more, or draw shorter blocks (--label-block-s)."
+                    f"{split} split: {percent} % of the labels are the same {num:,}: whole blocks are drawn, of "
+                    "each class at least one; label more, or draw shorter blocks (--label-block-s)."
                 )
     return found
 
@@ -262,7 +262,7 @@ def draw_efficiency(
     plots.finish(figure, report.protocol, is_x_shared=False)
 
 
-def _asked_by_drawn(rows: Sequence[Row]) -> dict[int, str]:
+def _asked_by_drawn(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """Numbers of labels, each with the percentages that were asked for: of few labels, several draw the same."""
     asked: dict[int, list[float]] = {}
     for percent, num in sorted({(row["labels_percent"], row["labels"]) for row in rows}):

@@ -33,9 +33,12 @@ def study(bench: Bench) -> Report:
     report = Report("linear", QUESTION, bench.protocol(splits))
     answers: dict[tuple[str, str, str, str], list[Answers]] = defaultdict(list)
     costs: dict[tuple[str, str], Cost] = defaultdict(Cost)
+    drawn: dict[tuple[str, str], list[int]] = defaultdict(list)
     for split in splits:
         for seed in bench.plan.seeds:
             labels = label_sets(bench, split, seed=seed)
+            for label_set, rows in labels.items():
+                drawn[split.name, label_set].append(len(rows))
             learnt = bench.learnt(split.train, seed, what=split.name)
             for encoder, found in (("untrained", bench.untrained(split.train, seed)), ("contrastive", learnt)):
                 costs[split.name, encoder] += found.cost
@@ -47,7 +50,10 @@ def study(bench: Bench) -> Report:
             _ask(bench, split, "camera", labels, camera_features(bench, split), answers, seed=seed)
     for (split_name, encoder, label_set, part), answered in answers.items():
         scored = score(bench.dataset, answered)
-        report.table.append(_row(scored, split_name, encoder, label_set, part, costs[split_name, encoder]))
+        num_labels = round(float(np.mean(drawn[split_name, label_set])))
+        report.table.append(
+            _row(scored, split_name, encoder, label_set, part, costs[split_name, encoder], num_labels)
+        )
         report.details[f"{split_name}/{encoder}/{label_set}/{part}"] = scored
     gains = [(key, (key[0], "untrained", *key[2:])) for key in answers if key[1] == "contrastive"]
     for ours, theirs in gains:
@@ -114,12 +120,13 @@ def _ask(
             answers[split.name, encoder, name, part].append(Answers(seed, part_rows, predicted))
 
 
-def _row(scored: Row, split: str, encoder: str, labels: str, part: str, cost: Cost) -> Row:
+def _row(scored: Row, split: str, encoder: str, labels: str, part: str, cost: Cost, num_labels: int) -> Row:
     num = len(scored["seeds"])
     return {
         "split": split,
         "encoder": encoder,
         "labels": labels,
+        "num_labels": num_labels,
         "part": part,
         **outcome(scored),
         "learning_s": round(cost.seconds / num, 1),
@@ -132,15 +139,17 @@ def draw_table(figure: "Figure", report: Report) -> None:
     """Accuracies with intervals, a panel for each split and part."""
     for axes, rows in plots.by_split(figure, report.table):
         encoders = list(dict.fromkeys(row["encoder"] for row in rows))
-        labels = list(dict.fromkeys(row["labels"] for row in rows))
+        num_labels = {row["labels"]: row["num_labels"] for row in rows}
+        labels = list(num_labels)
         width = 0.8 / len(encoders)
         for i, encoder in enumerate(encoders):
             own = [row for row in rows if row["encoder"] == encoder]
             at = [labels.index(row["labels"]) + width * (i - (len(encoders) - 1) / 2) for row in own]
             mean, reach = plots.percent([row["accuracy"] for row in own])
             axes.bar(at, mean, width, yerr=reach, label=encoder, capsize=2, color=plots.COLOURS[i])
-        axes.set_xticks(range(len(labels)), labels, fontsize=8)
+        ticks = [name if name.startswith(f"{num} ") else f"{name}: {num:,}" for name, num in num_labels.items()]
+        axes.set_xticks(range(len(labels)), ticks, fontsize=8)
         axes.set_xlabel("labels that the layer was fitted on")
         axes.set_ylabel("accuracy, %")
         axes.set_ylim(0, 100)
-    plots.finish(figure, report.protocol)
+    plots.finish(figure, report.protocol, is_x_shared=False)

@@ -7,8 +7,9 @@ chose, is in docs/evaluation.md. At scale s every number of epochs is s times th
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FigureName = Literal["fig4", "fig5", "fig6", "fig7"]
-CONTRAST_EPOCHS, LABEL_EPOCHS = (
-    400,
-    {"linear": 32, "finetune 32": 32, "supervised 128": 128, "supervised 300": 300},
+EPOCHS: Mapping[str, float] = MappingProxyType(
+    {"contrast": 400, "linear": 32, "finetune": 32, "supervised": 128, "supervised_long": 300}
 )
+"""The paper's. supervised_long is the second baseline of its Fig. 5."""
 VGG_FILE = "vgg16-397923af.pth"
 
 PAPER: dict[FigureName, dict[str, Any]] = {
@@ -51,17 +52,24 @@ PAPER: dict[FigureName, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A share of the paper's epochs."""
+    """A share of the epochs of each stage. full: those of scale 1, the paper's or others."""
 
     value: float
+    full: Mapping[str, float] = field(default_factory=lambda: EPOCHS)
 
-    def epochs(self, of_paper: float) -> float:
-        return max(1.0, self.value * of_paper)
+    def epochs(self, stage: str) -> float:
+        return max(1.0, self.value * self.full[stage])
+
+    @property
+    def by_method(self) -> dict[str, float]:
+        """Epochs of the methods that are trained on labels, each named after its own at scale 1."""
+        stages = ("finetune", "supervised", "supervised_long")
+        return {f"{stage.partition('_')[0]} {self.full[stage]:g}": self.epochs(stage) for stage in stages}
 
 
 def paper_settings(settings: TrainerSettings, scale: Scale) -> dict[str, Any]:
     """Trainer settings that the protocol adds. Raises SettingsError where there are no weights to start from."""
-    changes: dict[str, Any] = {"max_replays": scale.epochs(CONTRAST_EPOCHS)}
+    changes: dict[str, Any] = {"max_replays": scale.epochs("contrast")}
     if settings.radar_encoder.startswith("vgg16") and not settings.radar_weights:
         hub = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
         weights = settings.vision_weights or (str(hub) if hub.is_file() else "")
@@ -77,8 +85,8 @@ def paper_settings(settings: TrainerSettings, scale: Scale) -> dict[str, Any]:
 
 def study(bench: Bench, figure: FigureName, *, scale: Scale) -> Report:
     """One figure of the paper."""
-    bench.plan = replace(bench.plan, probe="paper", probe_epochs=round(scale.epochs(LABEL_EPOCHS["linear"])))
-    epochs = {name: scale.epochs(value) for name, value in LABEL_EPOCHS.items()}
+    bench.plan = replace(bench.plan, probe="paper", probe_epochs=round(scale.epochs("linear")))
+    epochs = scale.by_method
     match figure:
         case "fig4":
             report = ksweep.study(bench, name="fig4")
@@ -87,23 +95,32 @@ def study(bench: Bench, figure: FigureName, *, scale: Scale) -> Report:
                 bench,
                 name="fig5",
                 question="How does accuracy depend on the share of labels, fine-tuned against supervised?",
-                methods=("finetune 32", "supervised 128", "supervised 300"),
+                methods=tuple(epochs),
                 budget=Budget(epochs=epochs),
             )
             report.draw = lambda drawn: _draw_fig5(drawn, report, epochs)
         case "fig6":
             report = _fig6(bench, epochs)
         case "fig7":
-            report = embedding.study(bench, name="fig7", budget=Budget(epochs={"finetune": epochs["finetune 32"]}))
-    report.protocol |= {"scale": scale.value, "epochs": {"contrast": scale.epochs(CONTRAST_EPOCHS)} | epochs}
+            report = embedding.study(
+                bench, name="fig7", budget=Budget(epochs={"finetune": scale.epochs("finetune")})
+            )
+    report.protocol |= {
+        "scale": scale.value,
+        "epochs": {stage: scale.epochs(stage) for stage in scale.full},
+        "epochs_at_scale_1": dict(scale.full),
+    }
     report.details["paper"] = PAPER[figure]
     report.notes.insert(0, f"the paper: {PAPER[figure]['says']}.")
+    changed = [f"{stage} {epochs:g}" for stage, epochs in scale.full.items() if epochs != EPOCHS[stage]]
+    if changed:
+        report.notes.append(f"other epochs at scale 1 than the paper's: {', '.join(changed)}.")
     _extrapolate(bench, report, scale)
     return report
 
 
 def _fig6(bench: Bench, epochs: dict[str, float]) -> Report:
-    """Test loss by epoch, fine-tuning against supervised from scratch, with all labels."""
+    """Test loss by epoch, fine-tuning against the shorter supervised training, with all labels."""
     require_labels(bench.dataset)
     dataset, splits = bench.dataset, bench.splits()
     report = Report(
@@ -112,7 +129,7 @@ def _fig6(bench: Bench, epochs: dict[str, float]) -> Report:
     for split in splits:
         part, asked = next(iter(asked_parts(dataset, split).items()))
         curves: dict[tuple[str, int], list[Look]] = defaultdict(list)
-        for method in ("finetune 32", "supervised 128"):
+        for method in list(epochs)[:2]:
             for seed in bench.plan.seeds:
                 rows = draw_share(dataset, split.train, share=1, seed=seed, block_s=bench.plan.label_block_s)
                 source = bench.learnt if method.startswith("finetune") else bench.untrained
@@ -157,9 +174,10 @@ def _fig6(bench: Bench, epochs: dict[str, float]) -> Report:
 
 
 def _named(method: str, epochs: Mapping[str, float]) -> str:
-    """A method with its epochs here, and the paper's."""
-    name, paper = method.rsplit(" ", 1)
-    return f"{name}, {epochs[method]:g} epochs (paper: {paper})"
+    """A method with its epochs here, and at scale 1."""
+    name, full = method.rsplit(" ", 1)
+    whose = "paper" if float(full) in EPOCHS.values() else "scale 1"
+    return f"{name}, {epochs[method]:g} epochs ({whose}: {full})"
 
 
 def _note_step(report: Report, what: str, seconds: float) -> None:
@@ -175,7 +193,7 @@ def _extrapolate(bench: Bench, report: Report, scale: Scale) -> None:
         return
     a_step = float(np.mean([cost.seconds / cost.steps for cost in learnt]))
     a_step_cpu = float(np.mean([cost.cpu_s / cost.steps for cost in learnt]))
-    steps = CONTRAST_EPOCHS * num_pairs / bench.settings.batch_size
+    steps = scale.full["contrast"] * num_pairs / bench.settings.batch_size
     report.details["at_scale_1"] = {
         "contrast_steps": round(steps),
         "seconds_a_step": round(a_step, 4),

@@ -263,7 +263,7 @@ async def wrong_types(client: Client, wanted: Mapping[str, str]) -> StreamsError
 
 
 async def _of_other_type(client: Client, wanted: Mapping[str, str]) -> dict[str, str]:
-    """The keys that hold another type than wanted, with what is wrong; of one that may not be asked for nothing is."""
+    """The keys that hold another type than wanted, with what is wrong; not those that we may not ask for."""
     found = await send_all(client, [(key, ("TYPE", key)) for key in wanted])
     held = {key: kind.decode() for key, kind in zip(wanted, found, strict=True) if isinstance(kind, bytes)}
     return {

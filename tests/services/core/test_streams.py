@@ -241,7 +241,9 @@ async def test_site_with_a_foreign_key_is_passed_over_and_the_others_are_read(fe
     assert set(reader.refused) == {
         "echosight:{caf\\xe9}:radar", "echosight:{a/b}:radar", "echosight:{}:radar", "mixed", "text"
     }  # fmt: skip
-    assert "echosight:{text}:radar is a string, expected a stream; delete it: redis-cli DEL" in reader.refused["text"]
+    assert (
+        "echosight:{text}:radar is a string, expected a stream; delete it: redis-cli DEL" in reader.refused["text"]
+    )
     server.delete(stream_key("mixed", "camera"), stream_key("text", "radar"))
     assert await reader.discover() == ("mixed", "north")
     assert "text" not in reader.refused

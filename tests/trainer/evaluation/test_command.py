@@ -57,6 +57,8 @@ def test_table_is_for_people_and_out_is_where_files_go(invoke, tmp_path: Path) -
         (("evaluate", "ksweep", "--sweep", "64"), "BATCH:K"),
         (("evaluate", "efficiency", "--labels", "1,200"), "'200'"),
         (("evaluate", "linear", "--simulate"), "echosight evaluate"),
+        (("reproduce", "fig6", "--epochs", "warmup=3"), "contrast, linear, finetune, supervised, supervised_long"),
+        (("reproduce", "fig6", "--epochs", "finetune"), "STAGE=NUMBER"),
         (("reproduce", "fig4", "--set", "radar_encoder=vgg16"), "ECHOSIGHT_RADAR_WEIGHTS"),
     ],
 )

@@ -72,6 +72,9 @@ def test_linear_asks_test_unseen_and_generic_with_all_and_few_labels(bench: Benc
     assert {row["labels"] for row in table} == {"all", "1 %", "40 in all"}
     assert {row["encoder"] for row in table} == {"untrained", "contrastive", "camera"}
     assert all(0 <= float(row["accuracy_low"]) <= float(row["accuracy_high"]) <= 1 for row in table)
+    split = found["protocol"]["splits"][0]
+    of_all = {row["num_labels"] for row in table if (row["split"], row["labels"]) == ("sessions", "all")}
+    assert of_all == {str(sum(split["labels"]["train"].values()))}
     details = found["details"]["sessions/contrastive/all/test"]
     assert np.sum(details["confusion"]["counts"]) == 2 * details["frames"]
     assert len(details["per_seed"]) == 2
@@ -111,7 +114,9 @@ def test_few_labels_are_shown_as_many_as_were_drawn(bench: Bench) -> None:
     report = efficiency.study(bench, methods=("supervised",), shares=(0.01, 0.05, 1.0), budget=QUICK)
     drawn = {(row["split"], row["labels_percent"]): row["labels"] for row in report.table}
     assert drawn["sessions", 1] == drawn["sessions", 5] < drawn["sessions", 100]
-    assert any(f"sessions split: 1/5 % of the labels are the same {drawn['sessions', 1]}" in n for n in report.notes)
+    assert any(
+        f"sessions split: 1/5 % of the labels are the same {drawn['sessions', 1]}" in n for n in report.notes
+    )
     figure = Figure()
     report.draw(figure)
     for axes in figure.axes:
@@ -299,6 +304,22 @@ def test_paper_protocol_without_vgg_weights_says_where_to_put_them(
         reproduce.paper_settings(paper, reproduce.Scale(0.02))
     changes = reproduce.paper_settings(settings, reproduce.Scale(0.02))
     assert changes == {"max_replays": 8.0}
+
+
+def test_epochs_of_the_paper_are_settings(bench: Bench) -> None:
+    """Names, epochs and what is told follow."""
+    bench.plan = replace(bench.plan, split="random", seeds=(0,))
+    scale = reproduce.Scale(0.5, {**reproduce.EPOCHS, "finetune": 6, "supervised": 8, "contrast": 100})
+    assert reproduce.paper_settings(bench.settings, scale) == {"max_replays": 50.0}
+    report = reproduce.study(bench, "fig6", scale=scale)
+    assert {row["method"] for row in report.table} == {"finetune 6", "supervised 8"}
+    last = {row["method"]: row["epoch"] for row in report.table}
+    assert last == pytest.approx({"finetune 6": 3, "supervised 8": 4}, abs=0.5)  # of two batches an epoch
+    assert report.protocol["epochs"]["finetune"] == 3
+    assert "other epochs at scale 1 than the paper's: contrast 100, finetune 6, supervised 8." in report.notes
+    drawn = Figure()
+    report.draw(drawn)
+    assert "finetune, 3 epochs (scale 1: 6)" in [text.get_text() for text in drawn.legends[0].get_texts()]
 
 
 def test_without_labels_studies_of_labels_refuse(bench: Bench) -> None:
