@@ -96,9 +96,10 @@ def _timm(name: str, weights: str) -> VisionEncoder:
     """A network of timm with the normalisation that its weights were trained with."""
     net = create_timm_net(name, in_chans=3, weights=weights, from_hub=not weights)
     mean, std = ([255 * v for v in net.pretrained_cfg[key]] for key in ("mean", "std"))  # type: ignore[index]
+    normalisation = "-".join(f"{value:.0f}" for value in (*mean, *std))  # another version of timm may say another
     return VisionEncoder(
         net.to(memory_format=torch.channels_last),
-        name=name,
+        name=f"{name}-{normalisation}",
         dim=features_of(net),
         mean=mean,
         std=std,

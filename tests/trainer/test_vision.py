@@ -1,5 +1,6 @@
 """Frozen encoders: real weights, never training, and images from any camera."""
 
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -96,7 +97,9 @@ def test_damaged_image_is_none() -> None:
     assert decode_image(camera(b"\x89PNG\r\n\x1a\n", "png")) is None
 
 
-def test_networks_of_timm_serve_either_side_with_their_own_normalisation(tmp_path: Path) -> None:
+def test_networks_of_timm_serve_either_side_with_their_own_normalisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = timm.create_model("test_resnet", pretrained=False)
     torch.save(whole.state_dict(), tmp_path / "net.pth")
     encoder = load_vision_encoder("timm:test_resnet", weights=str(tmp_path / "net.pth"))
@@ -106,6 +109,10 @@ def test_networks_of_timm_serve_either_side_with_their_own_normalisation(tmp_pat
         whole.forward_features((1.0 - mean) / std * torch.ones(1, 3, 224, 224)), pre_logits=True
     )
     assert torch.allclose(encoder(torch.from_numpy(image)), expected, atol=1e-4)
+    make = partial(timm.create_model, pretrained_cfg_overlay={"mean": (0.1, 0.1, 0.1)})  # as another timm might
+    monkeypatch.setattr(timm, "create_model", make)
+    assert load_vision_encoder("timm:test_resnet", weights=str(tmp_path / "net.pth")).id != encoder.id
+    monkeypatch.undo()
     radar = build_encoder({"encoder": "timm:test_resnet"}, (2, 64, 32))
     assert radar(torch.randn(2, 2, 64, 32)).shape == (2, radar.feature_dim)
 
