@@ -248,7 +248,7 @@ def draw_efficiency(
     for axes, rows in plots.by_split(figure, report.table):
         for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             own = [row for row in rows if row["method"] == method]
-            at = [row["labels"] * (1 + 0.03 * number) for row in own]  # equal numbers side by side
+            at = plots.beside([row["labels"] for row in own], number=number, among=[row["labels"] for row in rows])
             plots.curve(axes, at, [row["accuracy"] for row in own], label=name(method), number=number)
         if reference is not None:
             axes.axhline(reference[1], color="k", ls=":", lw=1, label=reference[0])
@@ -256,7 +256,7 @@ def draw_efficiency(
         asked = _asked_by_drawn(rows)
         axes.set_xticks(list(asked), [f"{num:,}\n{percent} %" for num, percent in asked.items()], fontsize=8)
         axes.minorticks_off()
-        axes.set_xlabel("labels drawn; asked for, in % of those there are")
+        axes.set_xlabel("labels drawn, for the share that was asked for")
         axes.set_ylabel("accuracy, %")
         axes.grid(alpha=0.3)
     plots.finish(figure, report.protocol, is_x_shared=False)

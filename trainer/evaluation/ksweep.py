@@ -99,7 +99,7 @@ def draw_sweep(figure: "Figure", report: Report) -> None:
     for axes, rows in plots.by_split(figure, report.table):
         for number, batch in enumerate(dict.fromkeys(row["batch"] for row in rows)):
             own = [row for row in rows if row["batch"] == batch]
-            at = [row["K"] * (1 + 0.03 * number) for row in own]  # equal K side by side
+            at = plots.beside([row["K"] for row in own], number=number, among=[row["K"] for row in rows])
             plots.curve(axes, at, [row["accuracy"] for row in own], label=f"batch {batch}", number=number)
         axes.set_xscale("log")
         ticks = sorted({row["K"] for row in rows})

@@ -58,6 +58,15 @@ def title(split: str, part: str, row: Mapping[str, Any]) -> str:
     return f"{_SPLITS.get(split, split)}: {part}\n{row['frames']:,} frames of {sessions}"
 
 
+def beside(x: Sequence[float], *, number: int, among: Sequence[float]) -> list[float]:
+    """Places on a log scale, each line's a little to the right of the one before: equal ones hide nothing.
+
+    number: of the line. among: all x of the panel.
+    """
+    apart = (max(among) / min(among)) ** 0.015
+    return [value * apart**number for value in x]
+
+
 def curve(axes: "Axes", x: Sequence[float], values: Sequence[Interval], *, label: str, number: int) -> None:
     """Means in percent, joined, each with its interval. number: of the line, for colour and marker."""
     mean, reach = percent(values)

@@ -18,7 +18,7 @@ from trainer.evaluation.bench import Bench, require_labels
 from trainer.evaluation.dataset import Dataset, Rows, clutter_table
 from trainer.evaluation.pretrain import PairBatches, features_of, new_learner, num_steps
 from trainer.evaluation.probe import predict
-from trainer.evaluation.report import EvaluationError, Report
+from trainer.evaluation.report import EvaluationError, Report, Row
 from trainer.evaluation.scores import Answers, answer, outcome, score
 from trainer.evaluation.split import unseen_sites
 from trainer.head_nets import Head
@@ -242,14 +242,21 @@ def draw_curves(figure: "Figure", report: Report) -> None:
         (right, "past and future", f"{unit} since the learning ended"),
     ):
         rows = [row for row in report.table if row["curve"] == name]
-        for model, part in sorted({(row["model"], row["part"]) for row in rows}, key=_LINES.index):
+        lines = sorted({(row["model"], row["part"]) for row in rows}, key=_LINES.index)
+        for place, (model, part) in enumerate(lines):
             own = [row for row in rows if (row["model"], row["part"]) == (model, part)]
-            at = [row["hours"] * an_hour for row in own]
             number = _LINES.index((model, part))
+            apart = 0.008 * an_hour * (max(row["hours"] for row in rows) - min(row["hours"] for row in rows))
+            at = [row["hours"] * an_hour + place * apart for row in own]  # equal ones side by side
             plots.curve(axes, at, [row["accuracy"] for row in own], label=f"{model}: {part}", number=number)
-        asked = f"{min(r['frames'] for r in rows):,} to {max(r['frames'] for r in rows):,} frames a point"
+        asked = f"{_range(rows, 'frames')} frames a point, of {_range(rows, 'sessions')} sessions"
         axes.set_title(f"{name}\n{asked}", fontsize=9)
         axes.set_xlabel(x)
         axes.set_ylabel("accuracy, %")
         axes.grid(alpha=0.3)
     plots.finish(figure, report.protocol)
+
+
+def _range(rows: list[Row], name: str) -> str:
+    least, most = min(row[name] for row in rows), max(row[name] for row in rows)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
