@@ -56,6 +56,10 @@ def study(bench: Bench, *, num_chunks: int = 8, past_share: float = 0.6) -> Repo
     dataset = bench.dataset
     is_unseen = unseen_sites(dataset, bench.plan.unseen)[dataset.site]
     rows, unseen = np.flatnonzero(~is_unseen), np.flatnonzero(is_unseen)
+    if len(rows) < num_chunks:
+        raise EvaluationError(
+            f"{len(rows)} frames cannot be cut into {num_chunks} chunks", remedy="use fewer: --chunks 4"
+        )
     chunk = _chunks(dataset, rows, num_chunks)
     report = Report("temporal", QUESTION, bench.protocol([]))
     report.protocol |= {"chunks": num_chunks, "past_share": past_share, "splits": "by time"}

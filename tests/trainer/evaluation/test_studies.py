@@ -262,6 +262,11 @@ def test_temporal_tests_before_it_learns(bench: Bench, tmp_path: Path) -> None:
     assert min(after) > 0
 
 
+def test_more_chunks_than_frames_are_refused(bench: Bench) -> None:
+    with pytest.raises(EvaluationError, match=r"96 frames cannot be cut into 97 chunks.*--chunks 4"):
+        temporal.study(bench, num_chunks=97)
+
+
 def test_stream_is_not_asked_for_what_it_has_just_learnt(bench: Bench) -> None:
     dataset = bench.dataset
     rows = np.flatnonzero(dataset.site == 0)
