@@ -50,7 +50,7 @@ _Simulate = Annotated[bool, typer.Option("--simulate")]
 _Sites = Annotated[list[str] | None, typer.Option()]
 _Frames = Annotated[int, typer.Option(min=16)]
 _IntervalS = Annotated[float, typer.Option(min=0.01)]
-_Seed = Annotated[int, typer.Option(min=0)]
+_Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1)]
 
 
 def register(app: typer.Typer) -> None:

@@ -132,9 +132,10 @@ def ksweep(
     from trainer.evaluation.session import run
 
     try:
-        pairs = tuple((int(one.partition(":")[0]), int(one.partition(":")[2])) for one in sweep.split(","))
+        asked_pairs = [(int(one.partition(":")[0]), int(one.partition(":")[2])) for one in sweep.split(",")]
     except ValueError:
         raise SettingsError(f"--sweep {sweep!r}", remedy="write BATCH:K,..., for instance 64:64,64:320") from None
+    pairs = tuple(dict.fromkeys(asked_pairs))
     run(asked, lambda bench: ksweep.study(bench, sweep=pairs, has_in_batch=in_batch))
 
 

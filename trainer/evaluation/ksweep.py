@@ -10,7 +10,7 @@ from trainer.evaluation import plots
 from trainer.evaluation.bench import Bench, require_labels
 from trainer.evaluation.pretrain import Cost, Pretrained
 from trainer.evaluation.probe import predict
-from trainer.evaluation.report import Report
+from trainer.evaluation.report import EvaluationError, Report
 from trainer.evaluation.scores import Answers, asked_parts, difference, outcome, score
 from trainer.evaluation.split import draw_share
 
@@ -35,7 +35,13 @@ def study(
     splits = bench.splits()
     report = Report(name, QUESTION, bench.protocol(splits) | {"sweep": [list(one) for one in sweep]})
     report.protocol["in_batch_negatives"] = has_in_batch
+    largest = max(batch_size for batch_size, _ in sweep)
     for split in splits:
+        if largest > len(split.train):
+            raise EvaluationError(
+                f"a batch of {largest:,} is more than the {len(split.train):,} pairs to learn from",
+                remedy="sweep smaller ones, --sweep 16:64,16:320, or give a longer recording",
+            )
         parts = asked_parts(bench.dataset, split)
         fewest: dict[tuple[int, str], list[Answers]] = {}
         for batch_size, num_negatives in sweep:

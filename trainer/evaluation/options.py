@@ -22,6 +22,7 @@ from trainer.settings import TrainerSettings
 
 _DATA, _PROTOCOL, _LEARNING, _RESULT = "Data", "Protocol", "Learning", "Result"
 DEFAULT_FRAMES = 1000
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,9 @@ def _shared(
     interval_s: Annotated[
         float, typer.Option(min=0.01, rich_help_panel=_DATA, help="Simulated time between two frames.")
     ] = 0.66,
-    simulation_seed: Annotated[int, typer.Option(min=0, rich_help_panel=_DATA, help="Of the simulation.")] = 0,
+    simulation_seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, rich_help_panel=_DATA, help="Of the simulation.")
+    ] = 0,
     source: Annotated[str, typer.Option(hidden=True)] = "",
     split: Annotated[
         Literal["sessions", "random", "both"],
@@ -100,7 +103,8 @@ def _shared(
         float, typer.Option(min=0.1, rich_help_panel=_PROTOCOL, help="Labels are drawn by blocks of this length.")
     ] = 10.0,
     split_seed: Annotated[
-        int, typer.Option(min=0, rich_help_panel=_PROTOCOL, help="Which sessions are held out.")
+        int,
+        typer.Option(min=0, max=MAX_SEED, rich_help_panel=_PROTOCOL, help="Which sessions are held out."),
     ] = 0,
     probe: Annotated[
         Literal["lbfgs", "paper"],

@@ -55,6 +55,8 @@ def test_table_is_for_people_and_out_is_where_files_go(invoke, tmp_path: Path) -
         (("evaluate", "linear", "--set", "temperature=none"), "ECHOSIGHT_TEMPERATURE"),
         (("evaluate", "linear", "--unseen", "nowhere"), "the sites are"),
         (("evaluate", "ksweep", "--sweep", "64"), "BATCH:K"),
+        (("evaluate", "ksweep", "--sweep", "64:16,4000:16"), "a batch of 4,000 is more than the 80 pairs"),
+        (("evaluate", "linear", "--split-seed", "9" * 20), "--split-seed"),
         (("evaluate", "efficiency", "--labels", "1,200"), "'200'"),
         (("evaluate", "linear", "--simulate"), "echosight evaluate"),
         (("reproduce", "fig6", "--epochs", "warmup=3"), "contrast, linear, finetune, supervised, supervised_long"),
