@@ -176,7 +176,7 @@ def _fig6(bench: Bench, epochs: dict[str, float]) -> Report:
 def _named(method: str, epochs: Mapping[str, float]) -> str:
     """A method with its epochs here, and at scale 1."""
     name, full = method.rsplit(" ", 1)
-    whose = "paper" if float(full) in EPOCHS.values() else "scale 1"
+    whose = "paper" if method in Scale(1.0).by_method else "scale 1"
     return f"{name}, {epochs[method]:g} epochs ({whose}: {full})"
 
 

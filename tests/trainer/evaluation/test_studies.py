@@ -314,17 +314,18 @@ def test_paper_protocol_without_vgg_weights_says_where_to_put_them(
 def test_epochs_of_the_paper_are_settings(bench: Bench) -> None:
     """Names, epochs and what is told follow."""
     bench.plan = replace(bench.plan, split="random", seeds=(0,))
-    scale = reproduce.Scale(0.5, {**reproduce.EPOCHS, "finetune": 6, "supervised": 8, "contrast": 100})
+    scale = reproduce.Scale(0.5, {**reproduce.EPOCHS, "finetune": 6, "supervised": 32, "contrast": 100})
     assert reproduce.paper_settings(bench.settings, scale) == {"max_replays": 50.0}
     report = reproduce.study(bench, "fig6", scale=scale)
-    assert {row["method"] for row in report.table} == {"finetune 6", "supervised 8"}
+    assert {row["method"] for row in report.table} == {"finetune 6", "supervised 32"}
     last = {row["method"]: row["epoch"] for row in report.table}
-    assert last == pytest.approx({"finetune 6": 3, "supervised 8": 4}, abs=0.5)  # of two batches an epoch
+    assert last == pytest.approx({"finetune 6": 3, "supervised 32": 16}, abs=0.5)  # of two batches an epoch
     assert report.protocol["epochs"]["finetune"] == 3
-    assert "other epochs at scale 1 than the paper's: contrast 100, finetune 6, supervised 8." in report.notes
+    assert "other epochs at scale 1 than the paper's: contrast 100, finetune 6, supervised 32." in report.notes
     drawn = Figure()
     report.draw(drawn)
-    assert "finetune, 3 epochs (scale 1: 6)" in [text.get_text() for text in drawn.legends[0].get_texts()]
+    named = {text.get_text() for text in drawn.legends[0].get_texts()}
+    assert named == {"finetune, 3 epochs (scale 1: 6)", "supervised, 16 epochs (scale 1: 32)"}
 
 
 def test_without_labels_studies_of_labels_refuse(bench: Bench) -> None:
