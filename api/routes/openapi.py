@@ -1,5 +1,6 @@
 """What FastAPI cannot derive for /openapi.json: problems, examples, and the routes that go past it."""
 
+from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI
@@ -89,6 +90,12 @@ PROBLEM_EXAMPLES = {
         "try again soon, keep fewer connections open, or have ECHOSIGHT_MAX_CONNECTIONS raised",
     ),
 }
+PARAMETERS = {
+    "name": ("the model's, ECHOSIGHT_MODEL_NAME", "radar"),
+    "version": ("its number; below /v2 also an alias: champion, candidate, previous", 7),
+    "last-event-id": ("the last event that was heard: those since then come first", "1795868067308-0"),
+}
+"""By name, of parameters that their operations do not explain: what it is, and an example."""
 
 
 def problem_responses(*statuses: int) -> Responses:
@@ -125,7 +132,7 @@ def add_operations(app: FastAPI, operations: dict[str, dict[str, Any]], *, has_k
             _drop_validation_errors(schema)
             schema["paths"] = operations | schema["paths"]
             _add_access(schema, has_keys=has_keys)
-            app.openapi_schema = schema
+            app.openapi_schema = _with_examples(schema)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -147,6 +154,25 @@ def _add_access(schema: dict[str, Any], *, has_keys: bool) -> None:
                 answers["429"]["headers"] = {"retry-after": _SECONDS_HEADER}
             for answer in answers.values():
                 answer["headers"] = {"x-request-id": _TEXT_HEADER} | answer.get("headers", {})
+
+
+def _with_examples(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, in which every parameter is explained, and every problem is one that its path may answer."""
+    schema = deepcopy(schema)  # operations share parts
+    for path, methods in schema["paths"].items():
+        filled = path.format(name="radar", version=7)
+        for operation in methods.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] in PARAMETERS:
+                    description, value = PARAMETERS[parameter["name"]]
+                    parameter.setdefault("description", description)
+                    parameter["example"] = str(value) if parameter["schema"]["type"] == "string" else value
+            for answer in operation["responses"].values():
+                for one in answer.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {}).values():
+                    one["value"]["instance"] = filled
+                    if path.startswith("/v2"):
+                        one["value"]["error"] = f"{one['value']['detail']}; {one['value']['remedy']}"
+    return schema
 
 
 def _drop_validation_errors(schema: dict[str, Any]) -> None:

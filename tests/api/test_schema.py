@@ -172,3 +172,18 @@ def test_every_body_and_answer_has_an_example(tmp_path: Path) -> None:
                     is_binary = content.get("schema", {}).get("format") == "binary"
                     assert is_binary or content.get("examples"), f"{method} {path}, {where}, {media_type}"
             assert operation["summary"]
+
+
+def test_every_parameter_is_explained_and_every_problem_is_one_of_its_path() -> None:
+    schema = create_app(ApiSettings.read(redis_url="")).openapi()
+    for path, methods in schema["paths"].items():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", []):
+                assert parameter.get("description"), (path, parameter["name"])
+                assert "example" in parameter or parameter["in"] != "path", (path, parameter["name"])
+            for answer in operation["responses"].values():
+                for one in (
+                    answer.get("content", {}).get("application/problem+json", {}).get("examples", {}).values()
+                ):
+                    assert one["value"]["instance"] == path.format(name="radar", version=7)
+                    assert ("error" in one["value"]) == path.startswith("/v2")
