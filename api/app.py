@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -234,6 +235,8 @@ def _rpc_server(app: Api, settings: ApiSettings) -> "RpcServer | None":
     """Raises SettingsError where it is wanted and gRPC is not installed."""
     if not settings.grpc_port:
         return None
+    # Children are executed at once: gRPC's hooks on fork have nothing to do but log in plain text.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     try:
         from api.rpc.server import RpcServer
     except ImportError as error:

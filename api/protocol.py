@@ -187,6 +187,8 @@ def _answer(error: ProblemError, path: str) -> tuple[list[tuple[bytes, bytes]], 
         (b"content-type", problems.MEDIA_TYPE.encode()),
         (b"content-length", b"%d" % len(body)),
         (b"connection", b"close"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"cache-control", b"no-store"),
         *((name.encode(), value.encode()) for name, value in error.headers.items()),
     ]
     return headers, body

@@ -131,12 +131,12 @@ class Engine:
 
     def _overloaded(self, call: Call) -> ProblemError:
         waiting = self._line.num_rows
-        wait_s = waiting * call.model.frame_ms / 1e3 / self.threads
+        wait_s = max(1, math.ceil(waiting * call.model.frame_ms / 1e3 / self.threads))
         return ProblemError(
             problems.OVERLOADED,
             f"{waiting} frames wait for the model, {self._limits.max_waiting_rows} may",
-            remedy=f"try again in {wait_s:.1f} s or so, or send fewer frames",
-            headers={"retry-after": str(max(1, math.ceil(wait_s)))},
+            remedy=f"try again in {wait_s} s or so, or send fewer frames",
+            headers={"retry-after": str(wait_s)},
         )
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:

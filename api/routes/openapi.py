@@ -56,7 +56,7 @@ PROBLEM_EXAMPLES = {
         'POST /v2/repository/models/radar/load with {"parameters": {"version": "5"}}',
     ),
     "wrong-method": ("method is GET", "use POST"),
-    "overloaded": ("512 frames wait for the model, 512 may", "try again in 1.4 s or so, or send fewer frames"),
+    "overloaded": ("512 frames wait for the model, 512 may", "try again in 2 s or so, or send fewer frames"),
     "too-late": (
         "the deadline passed after 50 ms in line",
         "give it more time (x-timeout-ms), or send fewer frames",

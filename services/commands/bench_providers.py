@@ -28,7 +28,8 @@ def providers(
     """Time a version by everything that can run it here: onnxruntime, OpenVINO, a GPU, in fp32, bf16 and int8.
 
     The API does this by itself for the first version of a kind, and keeps the choice under ECHOSIGHT_DATA_DIR.
-    With --save, on a quiet machine, a choice made on a busy one is made anew. docs/execution.md says more.
+    With --save, on a quiet machine, a choice made on a busy one is made anew. It holds for a server's share of the
+    cores: for one of several processes, set ECHOSIGHT_API_PROCESSES here as well. docs/execution.md says more.
 
     [bold]Examples[/bold]
 
