@@ -118,6 +118,7 @@ _RAW_PARAMETERS = [
         "schema": {"enum": ["float32", "float16", "uint8"]},
     },
 ]
+_SMALL = "for a model of heatmaps of (1, 2, 2), to be short; GET /v1/models shows yours"
 _FRAMES_BODY = {
     "required": True,
     "content": {
@@ -142,8 +143,11 @@ _FRAMES_BODY = {
                 ]
             },
             "examples": {
-                "one": {"value": {"heatmap": [[[-61.5, -60.2], [-58.0, -44.1]]], "site": "north"}},
-                "many": {"value": {"heatmaps": [[[[-61.5, -60.2], [-58.0, -44.1]]]]}},
+                "one": {
+                    "summary": _SMALL,
+                    "value": {"heatmap": [[[-61.5, -60.2], [-58.0, -44.1]]], "site": "north"},
+                },
+                "many": {"summary": _SMALL, "value": {"heatmaps": [[[[-61.5, -60.2], [-58.0, -44.1]]]]}},
             },
         },
     },
@@ -324,7 +328,7 @@ def _infer(operation_id: str, summary: str, *path_parameters: str) -> dict[str, 
             "content": {
                 "application/json": {
                     "schema": _INFER_REQUEST_SCHEMA,
-                    "examples": {"heatmap": {"value": _EXAMPLE_INFER}},
+                    "examples": {"heatmap": {"summary": _SMALL, "value": _EXAMPLE_INFER}},
                 },
                 "application/octet-stream": _BINARY,
             },
