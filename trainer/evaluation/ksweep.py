@@ -90,6 +90,10 @@ def study(
         "this data shows no difference.",
         "loss, chance: nats, of the last tenth of the steps and of knowing nothing; they rise with K.",
     ]
+    if bench.plan.steps is not None and len({batch_size for batch_size, _ in sweep}) > 1:
+        report.notes.append(
+            f"all took {bench.plan.steps} steps: a larger batch has seen more pairs; compare K at equal batches."
+        )
     report.draw = lambda figure: draw_sweep(figure, report)
     return report
 

@@ -172,6 +172,7 @@ def test_ksweep_learns_once_for_each_k(bench: Bench, tmp_path: Path) -> None:
     found, table = written(ksweep.study(bench, sweep=((8, 16), (16, 16))), tmp_path)
     assert {(row["batch"], row["K"]) for row in table} == {("8", "16"), ("16", "16")}
     assert found["protocol"]["in_batch_negatives"] is False
+    assert any("all took 6 steps: a larger batch has seen more pairs" in note for note in found["notes"])
     assert all(row["gain"] is None for row in found["table"])  # the first K of its batch size
     more = ksweep.study(bench, sweep=((8, 16), (8, 24))).table
     of_k16, of_k24 = (next(row for row in more if (row["K"], row["part"]) == (k, "test")) for k in (16, 24))
