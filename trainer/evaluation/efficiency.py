@@ -43,6 +43,15 @@ class Budget:
     max_steps: int | None = None
     epochs: Mapping[str, float] | None = None
 
+    def words(self) -> str:
+        """How the recipes came about, to follow what they are of."""
+        if self.epochs is not None:
+            return ", by the paper's recipe"
+        if self.is_tuned:
+            return "; its recipe was chosen on a validation part of its labels"
+        steps = "" if self.max_steps is None else f" with {self.max_steps} steps"
+        return f", by the grid's first recipe{steps}: it was not tuned, and may do better"
+
     def steps(self, bench: Bench, num_labels: int) -> int:
         """What a classifier gets for so many labels: as many passes as contrast has, and never too few steps."""
         if self.max_steps is not None:
@@ -91,7 +100,7 @@ def study(
     _add_gains(bench, report, answers)
     report.notes = [
         "labels are drawn by whole blocks of time; at 1 % the draw decides much: see the intervals.",
-        "supervised: the same network from scratch; its recipe was chosen on a validation part of its labels.",
+        f"supervised: the same network from scratch{budget.words()}.",
         "gain: accuracy minus that of supervised, on the same sessions, labels and seeds.",
         *_same_draws(report.table),
     ]

@@ -110,7 +110,8 @@ def draw_sweep(figure: "Figure", report: Report) -> None:
         for number, batch in enumerate(dict.fromkeys(row["batch"] for row in rows)):
             own = [row for row in rows if row["batch"] == batch]
             at = plots.beside([row["K"] for row in own], number=number, among=[row["K"] for row in rows])
-            plots.curve(axes, at, [row["accuracy"] for row in own], label=f"batch {batch}", number=number)
+            label = f"batch {batch}, {own[0]['steps']:,} steps"
+            plots.curve(axes, at, [row["accuracy"] for row in own], label=label, number=number)
         axes.set_xscale("log")
         ticks = sorted({row["K"] for row in rows})
         axes.set_xticks(ticks, [f"{num:,}" for num in ticks])

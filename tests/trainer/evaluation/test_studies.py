@@ -104,6 +104,7 @@ def test_efficiency_compares_three_methods_on_the_same_labels(bench: Bench, tmp_
     assert {row["labels_percent"] for row in table} == {"25.0", "100.0"}
     assert all(row["gain"] for row in table if row["method"] != "supervised")
     assert found["details"]["sessions/finetune/1.0/test"]["recipe"]["encoder_rate"] < 1e-3
+    assert any("by the grid's first recipe with 4 steps: it was not tuned" in note for note in found["notes"])
     per_share = {(row["labels_percent"], row["labels"]) for row in table}
     assert len(per_share) == 2
 
@@ -133,6 +134,7 @@ def test_supervised_baseline_is_tuned_on_its_own_labels(bench: Bench) -> None:
     report = efficiency.study(
         bench, name="supervised", methods=("supervised",), shares=(1.0,), budget=Budget(max_steps=2)
     )
+    assert any("its recipe was chosen on a validation part" in note for note in report.notes)
     tried = report.details["tuning/sessions/supervised/1"]
     assert len(tried) >= 6
     assert {one["encoder_rate"] for one in tried} == {3e-4, 1e-3, 3e-3}
