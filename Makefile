@@ -5,6 +5,7 @@ JOBS ?= 2 # processes that run tests; 0: this one, for ARGS=--pdb
 BIN := .venv/bin
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 export UV_CUSTOM_COMPILE_COMMAND := make lock
+export ORT_DISABLE_TELEMETRY ?= 1
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 WITHOUT_ONNXRUNTIME := $(UV) pip uninstall --quiet --python $(BIN)/python onnxruntime onnxruntime-openvino
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11

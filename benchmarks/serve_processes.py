@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_ALIKE = {"ORT_DISABLE_TELEMETRY": "1"}
+"""As ours has it, the others have it too."""
+
 
 @contextmanager
 def process(
@@ -18,7 +21,7 @@ def process(
 ) -> Iterator[int]:
     """A server until the block ends, once `health` answers 200. Yields its process id."""
     child = subprocess.Popen(
-        [python, *command], env=os.environ | environment, process_group=0, stdout=subprocess.DEVNULL
+        [python, *command], env=os.environ | _ALIKE | environment, process_group=0, stdout=subprocess.DEVNULL
     )
     try:
         deadline_s = time.monotonic() + 60.0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import redis
 
+import services.core.telemetry  # noqa: F401 - before onnxruntime is loaded
 from services.core.embedded import start_embedded_server
 from services.core.frames import CameraFrame, Label, RadarFrame
 from services.core.store import Pair, StoreReader
