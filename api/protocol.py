@@ -12,7 +12,7 @@ from typing import Any
 
 import httptools
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api import problems
 from api.asked import put_whole
@@ -43,6 +43,8 @@ class BoundedHttp(HttpToolsProtocol):
     _data = b""
     _quiet_since_s = 0.0
     _idle_timer: asyncio.TimerHandle | None = None
+    _begun: RequestResponseCycle | None = None
+    """The request that is being answered, or was last: `cycle` is the one that came last."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -60,6 +62,11 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.forget_idle()
         super().connection_lost(exc)
+        self.pipeline.clear()
+        begun = self._begun
+        if begun is not None and not begun.response_complete:
+            begun.disconnected = True
+            begun.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         self._quiet_since_s = self.loop.time()
@@ -89,6 +96,8 @@ class BoundedHttp(HttpToolsProtocol):
         is_full = self._limit is not None and max(len(self.connections), len(self.tasks)) >= self._limit
         self.app = _refuse if is_full else self._whole_app
         super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            self.headers = []  # trailers are none of the request's headers (RFC 9110, 6.5.1)
 
     def on_body(self, body: bytes) -> None:
         self._num_pending = 0
@@ -116,6 +125,10 @@ class BoundedHttp(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._begun = cycle
+        super()._start_asgi_task(cycle, app)
 
     def handle_websocket_upgrade(self) -> None:
         self.forget_idle()
@@ -162,10 +175,19 @@ class BoundedHttp(HttpToolsProtocol):
         head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        super().data_received(b"\r\n".join([*head, b"", b""]) + self._data[num_read:])
+        self._data = b"\r\n".join([*head, b"", b""]) + self._data[num_read:]
+        super().data_received(self._data)  # in which the next request may wish the same
 
     def send_400_response(self, msg: str) -> None:
+        """In its turn: after the answer to what was asked before, or not at all."""
         del msg
+        cycle, begun = self.cycle, self._begun
+        if cycle is not None and not cycle.more_body and not cycle.response_complete:
+            cycle.keep_alive = False
+            return
+        if begun is not None and not begun.response_complete and (begun is not cycle or begun.response_started):
+            self.transport.close()
+            return
         headers, body = _answer(_NOT_HTTP, "")
         lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers)]
         self.transport.write(b"\r\n".join([*lines, b"", body]))

@@ -86,11 +86,14 @@ async def adopt(server: uvicorn.Server, switch: Switch, connection: socket.socke
         app_state=server.lifespan.state,
     )
     try:
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
     except OSError:  # the client is gone already
         connection.close()
         switch.ended(protocol)
         return
+    if protocol.flow.read_paused:
+        transport.pause_reading()  # again: one whose protocol is being connected begins to read after that
     if server.should_exit:
         protocol.shutdown()  # with the answer to what has begun
 

@@ -122,11 +122,16 @@ class MovableHttp(BoundedHttp):
         if not self._is_leaving:
             super()._unsupported_upgrade_warning()
 
+    def send_400_response(self, msg: str) -> None:
+        if not self._is_leaving:  # what is broken behind a request goes with it
+            super().send_400_response(msg)
+
     def _leave(self) -> None:
         """Go, or be answered here after all; who can only go tries for a while."""
         if self.transport.is_closing() or self._read is None:
             return
         self.transport.pause_reading()
+        self._quiet_since_s = self.loop.time()  # something is asked
         data = b"".join(self._read)
         connection: socket.socket = self.transport.get_extra_info("socket")
         if not self.transport.get_write_buffer_size() and self._switch.move(connection.fileno(), data):
@@ -154,5 +159,7 @@ class MovableHttp(BoundedHttp):
         self._switch.ended(self)
         transport = self.inner_transport
         transport.set_protocol(again)
+        transport.resume_reading()  # first: `again` may pause it
         again.connection_made(transport)
-        transport.resume_reading()
+        if self.flow.write_paused:  # which the transport says once
+            again.pause_writing()

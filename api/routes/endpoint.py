@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from api import problems
 from api.access.gate import CLIENT_GONE, Gate
+from api.asked import Asked
 from api.bodies.reading import ClientGoneError
 from api.problems import ProblemError
 from services.core.logs import logger
@@ -53,15 +54,24 @@ class Endpoint(ABC):
             gate.leave(scope, asked, route=self.route, status=CLIENT_GONE)
             raise
         except Exception as error:
-            problem = error if isinstance(error, ProblemError) else problems.unexpected(error)
-            asked.problem = problem.kind.name
-            if problem is not error:
-                asked.error = type(error).__name__
-                logger("api").error("request failed", path=scope["path"], exc_info=error)
-            status, body = problem.kind.status, problem.body(scope["path"], asked.request_id)
-            headers = [_PROBLEM, *((k.lower().encode(), v.encode()) for k, v in problem.headers.items())]
+            headers, body, status = _refusal(error, scope, asked)
         gate.leave(scope, asked, route=self.route, status=status)
         headers += gate.headers(asked, asking)
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def _refusal(error: Exception, scope: Scope, asked: Asked) -> Reply:
+    """The answer to whom `error` was raised for.
+
+    On its own: a name for the error in the frame that caught it is a cycle, and keeps the body until Python looks
+    for those.
+    """
+    problem = error if isinstance(error, ProblemError) else problems.unexpected(error)
+    asked.problem = problem.kind.name
+    if problem is not error:
+        asked.error = type(error).__name__
+        logger("api").error("request failed", path=scope["path"], exc_info=error)
+    headers = [_PROBLEM, *((k.lower().encode(), v.encode()) for k, v in problem.headers.items())]
+    return Reply(headers, problem.body(scope["path"], asked.request_id), problem.kind.status)

@@ -1,6 +1,7 @@
 """A server of several processes: a client must not be able to tell."""
 
 import asyncio
+import contextlib
 import http.client
 import os
 import re
@@ -9,7 +10,7 @@ import signal
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ import httpx
 import orjson
 import pytest
 import uvicorn
+import uvloop
 import websockets
 from websockets.sync.client import connect
 
@@ -26,7 +28,7 @@ from api.processes import movable
 from api.processes.channel import Channel, pair
 from api.processes.hot import is_hot
 from api.processes.movable import MovableHttp, Place, Switch
-from api.server import uvicorn_config
+from api.server import adopt, uvicorn_config
 from api.settings import ApiSettings
 from api.tallies import COUNTERS, WAITING
 from services.core.keys import KeyFile, write_keys
@@ -526,6 +528,83 @@ async def test_a_connection_that_becomes_a_websocket_is_no_longer_counted() -> N
     await serving
 
 
+@pytest.mark.parametrize("has_moved", [False, True])
+def test_who_asks_without_end_is_not_read_on_while_the_first_answer_is_made(has_moved: bool) -> None:
+    ask = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+
+    async def run() -> None:
+        may_answer = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await may_answer.wait()
+            await send({"type": "http.response.start", "status": 204, "headers": [(b"connection", b"close")]})
+            await send({"type": "http.response.body"})
+
+        async with _serving(app, _Full()) as server:
+            if has_moved:
+                with socket.create_server(("127.0.0.1", 0)) as listener:
+                    _, writer = await asyncio.open_connection(*listener.getsockname())
+                    connection, _ = listener.accept()
+                connection.setblocking(False)
+                server.lifespan.state = {}
+                await adopt(server, _Full(), connection, ask * 2)
+            else:
+                _, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+                writer.write(ask * 2)
+            connections = server.server_state.connections
+            await until(lambda: any(protocol.pipeline for protocol in connections))  # type: ignore[union-attr]
+            writer.write(ask * 10_000)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            may_answer.set()
+            assert [len(protocol.pipeline) for protocol in connections] == [1]  # type: ignore[union-attr]
+            writer.transport.abort()
+
+    uvloop.run(run())
+
+
+def test_who_reads_nothing_is_sent_no_more_when_the_connection_finds_no_room_elsewhere() -> None:
+    sent: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/many":
+            for _ in range(100):
+                await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
+                sent.append(100_000)
+        else:
+            await send({"type": "http.response.body", "body": bytes(32 * 1024 * 1024)})
+
+    async def run() -> None:
+        switch = _Full()
+        switch.place = lambda protocol, *_: (  # type: ignore[method-assign]
+            Place.RATHER_THERE if protocol.url == b"/many" and not protocol.has_moved else Place.HERE
+        )
+        async with _serving(app, switch) as server:
+            reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+            writer.write(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(b"GET /many HTTP/1.1\r\nhost: a\r\n\r\n")
+            connections = server.server_state.connections
+            await until(lambda: any(one.has_moved for one in connections))  # type: ignore[union-attr]
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not sent
+            writer.transport.abort()
+
+    uvloop.run(run())
+
+
+def test_what_is_broken_behind_a_request_takes_it_no_answer_wherever_it_goes(service: Service) -> None:
+    for client in service.two_clients():
+        client.socket.sendall(b"GET /v1/models HTTP/1.1\r\nhost: api\r\n\r\n\x16\x03\r\n\r\n")
+        answered = b"".join(iter(lambda client=client: client.socket.recv(65536), b""))  # type: ignore[misc]
+        assert answered.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answered.count(b"HTTP/1.1") == 1
+
+
 def test_totals_are_added_and_outlive_their_process() -> None:
     first, other = Metrics(), Metrics()
     assert {family.name for family in first.registry.collect()} >= {*COUNTERS, WAITING}
@@ -562,6 +641,20 @@ def test_statistics_of_all_processes_are_added() -> None:
     first.end(1)
     assert (first.of(3).num_frames, first.of(3).queue.count, first.of(3).by_batch[8].ns) == (3, 2, 100)
     assert first.of(4).num_frames == 0
+
+
+@contextlib.asynccontextmanager
+async def _serving(app: Any, switch: Switch) -> AsyncIterator[uvicorn.Server]:
+    config = uvicorn_config(app, ApiSettings.read(api_port=0), switch=switch)
+    config.lifespan = "off"
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        await serving
 
 
 def _begin_to_classify(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,9 +13,10 @@ import orjson
 import pytest
 import uvicorn
 
+from api.problems import ProblemError
 from api.server import uvicorn_config
 from api.settings import ApiSettings
-from tests.api.tiny import listening, until
+from tests.api.tiny import listening, publish_champion, registry_of, until
 
 START = b"GET /livez HTTP/1.1\r\nhost: api\r\n"
 CHUNKED = b"POST /v1/models/rollback HTTP/1.1\r\nhost: api\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -157,6 +159,57 @@ async def test_a_wish_for_another_protocol_is_ignored_and_the_body_kept(address:
     assert answer.startswith(b"HTTP/1.1 422 ")
     assert b"['a body']" in answer
     assert answer.count(b"HTTP/1.1 200 OK\r\n") == 1
+
+
+async def test_wishes_for_another_protocol_are_ignored_one_after_the_other(address: str) -> None:
+    wish = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAQ\r\n"
+    asked = b"POST /v1/models/rollback HTTP/1.1\r\nhost: api\r\ncontent-length: 4\r\n" + wish + b"\r\n"
+    answers = await _all_of(address, asked + b"[11]" + asked + b"[22]" + START + b"\r\n")
+    assert [answers.count(part) for part in (b"[11]", b"[22]", b"HTTP/1.1 200 OK\r\n")] == [1, 1, 1]
+    assert answers.index(b"[11]") < answers.index(b"[22]") < answers.index(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_what_is_no_http_takes_nobody_his_answer(address: str) -> None:
+    answers = await _all_of(address, b"GET /v1/models HTTP/1.1\r\nhost: api\r\n\r\n\x16\x03\r\n\r\n")
+    assert answers.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answers.count(b"HTTP/1.1") == 1
+    broken = START + b"transfer-encoding: chunked\r\n\r\nno size\r\n"
+    assert await _all_of(address, START + b"\r\n" + broken) == b"", "whose answer would it be?"
+
+
+async def test_trailers_are_no_headers(address: str) -> None:
+    trailers = b"0\r\nx-request-id: trailer\r\norigin: http://elsewhere\r\n\r\n"
+    asked = CHUNKED.replace(b"host: api", b"host: api\r\nx-request-id: header") + b"2\r\n[]\r\n" + trailers
+    answer = await _all_of(address, asked)
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert b"x-request-id: header\r\n" in answer
+
+
+async def test_a_client_that_leaves_is_noticed_though_it_had_asked_more(tmp_path: Path, redis_url: str) -> None:
+    async with listening(tmp_path, redis_url=redis_url, heartbeat_s=0.05) as (app, address):
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(b"GET /v1/events HTTP/1.1\r\nhost: api\r\n\r\n" + START + b"\r\n")
+        await reader.readuntil(b"retry")
+        writer.transport.abort()
+        await until(lambda: b"echosight_api_open_listeners 0.0" in app.state.metrics.text(), timeout_s=20.0)
+
+
+async def test_a_refused_body_is_let_go_at_once(tmp_path: Path) -> None:
+    def num_errors() -> int:
+        return sum(isinstance(one, ProblemError) for one in gc.get_objects())
+
+    publish_champion(registry_of(tmp_path))
+    asked = b"POST %s HTTP/1.1\r\nhost: api\r\ncontent-length: 4\r\n\r\nnone"
+    async with listening(tmp_path) as (_, address):
+        gc.collect()
+        gc.disable()
+        try:
+            before = num_errors()
+            for path in (b"/v1/classify", b"/v1/embed", b"/v2/models/radar/infer", b"/v1/models/rollback"):
+                assert (await _all_of(address, asked % path)).startswith(b"HTTP/1.1 4"), path
+            assert num_errors() == before
+        finally:
+            gc.enable()
 
 
 async def _all_of(address: str, *pieces: bytes) -> bytes:
