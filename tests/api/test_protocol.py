@@ -196,11 +196,12 @@ async def test_a_client_that_leaves_is_noticed_though_it_had_asked_more(tmp_path
 
 async def test_a_refused_body_is_let_go_at_once(tmp_path: Path) -> None:
     def num_errors() -> int:
-        return sum(isinstance(one, ProblemError) for one in gc.get_objects())
+        return sum(issubclass(type(one), ProblemError) for one in gc.get_objects())
 
     publish_champion(registry_of(tmp_path))
     asked = b"POST %s HTTP/1.1\r\nhost: api\r\ncontent-length: 4\r\n\r\nnone"
-    async with listening(tmp_path) as (_, address):
+    async with listening(tmp_path) as (app, address):
+        await until(lambda: app.state.live.is_ready)
         gc.collect()
         gc.disable()
         try:

@@ -19,15 +19,16 @@ import structlog
 from typer.testing import CliRunner
 
 from services.core import codec
-from services.core.embedded import find_server, start_embedded_server
+from services.core.embedded import start_embedded_server
 from services.core.errors import BadFrameError, RecordingError, StreamsError
 from services.core.frames import Frame
-from services.core.streams import KINDS, Consumer, Publisher, StreamsLost, connect, kind_of, stream_key
+from services.core.streams import KINDS, Consumer, Publisher, connect, disconnect, kind_of, stream_key
 from services.core.streams.follower import Follower
 from services.sensors.__main__ import app
 from services.sensors.record import Recorder, SessionFile
 from services.sensors.recordings import McapRecording
 from services.sensors.recordings.mcap_writer import McapWriter
+from tests.clusters import cluster, cluster_url  # noqa: F401 - fixtures
 from tests.conftest import camera_frame, label, radar_frame
 
 DEADLINE_S = 60.0
@@ -247,46 +248,19 @@ def test_recording_of_nothing_says_so_and_leaves_no_file(
     assert path.read_bytes() == b"an older one"
 
 
-async def test_follows_a_cluster(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(  # noqa: ASYNC220
-        [
-            find_server(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", "",
-            "--cluster-enabled", "yes", "--cluster-port", str(port - 1 if port > 60_000 else port + 1),
-        ],
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    cluster = None
+async def test_follows_a_cluster(cluster_url: str) -> None:  # noqa: F811
+    client = connect(cluster_url)
     try:
-        await until(lambda: _is_cluster(port))
-        cluster = redis.asyncio.RedisCluster(host="127.0.0.1", port=port)
-        publisher = Publisher(cluster, max_entries=100)  # type: ignore[arg-type]
+        publisher = Publisher(client, max_entries=100)
         await publisher.publish([radar_frame(0, seq=1)])
-        follower = Follower(cluster, from_start=True)
+        follower = Follower(client, from_start=True)
         await publisher.publish([camera_frame(0, seq=2), radar_frame(0, seq=3, site="south")])
         assert await follower.find() == ("north", "south")
         pages = [await follower.read(site, count=5, block_ms=1) for site in ("north", "south")]
         assert [[entry.kind for entry in page] for page in pages] == [["radar", "camera"], ["radar"]]
         await follower.count_trimmed("south")
     finally:
-        if cluster is not None:
-            await cluster.aclose()
-        server.kill()
-        server.wait()
-
-
-def _is_cluster(port: int) -> bool:
-    """Whether the server answers and serves all slots, which it is told here."""
-    with redis.Redis(port=port) as client:
-        try:
-            info = client.cluster("INFO")
-            if info["cluster_slots_assigned"] == "0":
-                client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-        except (*StreamsLost, redis.ResponseError):
-            return False
-        return bool(info["cluster_state"] == "ok")
+        await disconnect(client)
 
 
 async def test_a_full_disk_ends_it_in_words_and_the_part_stays_readable(
