@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
 
 
 def spare_collector() -> None:
-    """Before a process answers: let Python look less often for garbage in cycles, of which requests leave none.
+    """Before a process answers: let Python look less often for garbage in cycles; requests leave next to none.
 
     What is imported and made by then stays, and is not looked through again.
     """

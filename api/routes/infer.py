@@ -44,9 +44,8 @@ class Infer(Endpoint):
     async def answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Reply:
         asked_ns = time.monotonic_ns()
         name, version = names_in(scope["path"])
-        body = await self._reader.read(
-            scope, headers, receive
-        )  # first: an answer to half a request breaks a connection
+        # First: an answer to half a request breaks a connection.
+        body = await self._reader.read(scope, headers, receive)
         terms = terms_of(scope, headers, asked_ns)
         check_name(name, self._name)
         model = await self._versions.find(version)

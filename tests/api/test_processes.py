@@ -1,7 +1,6 @@
 """A server of several processes: a client must not be able to tell."""
 
 import asyncio
-import contextlib
 import http.client
 import os
 import re
@@ -11,14 +10,13 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
 import orjson
 import pytest
-import uvicorn
 import uvloop
 import websockets
 from websockets.sync.client import connect
@@ -29,12 +27,12 @@ from api.processes import movable
 from api.processes.channel import Channel, pair
 from api.processes.hot import is_hot
 from api.processes.movable import MovableHttp, Place, Switch
-from api.server import adopt, uvicorn_config
-from api.settings import ApiSettings
+from api.server import adopt
 from api.tallies import COUNTERS, WAITING
 from services.core.keys import KeyFile, write_keys
 from tests.api.test_process import LOG, api_process
 from tests.api.tiny import (
+    answering,
     attach,
     heatmap,
     npy,
@@ -458,17 +456,11 @@ async def test_a_connection_that_finds_no_room_elsewhere_stays() -> None:
         await send({"type": "http.response.body", "body": message["body"]})
 
     switch = _Full()
-    config = uvicorn_config(echo, ApiSettings.read(api_port=0), switch=switch)
-    config.lifespan = "off"
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx.AsyncClient() as client:
-        for body in (b"one", b"two"):
-            assert (await client.post(f"http://127.0.0.1:{port}/", content=body)).content == body
-    server.should_exit = True
-    await serving
+    async with answering(echo, switch=switch) as server:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with httpx.AsyncClient() as client:
+            for body in (b"one", b"two"):
+                assert (await client.post(f"http://127.0.0.1:{port}/", content=body)).content == body
     assert switch.num_refused == 1
 
 
@@ -501,24 +493,18 @@ async def test_what_a_slow_client_has_not_read_yet_comes_before_its_connection_m
         await send({"type": "http.response.body", "body": answer})
 
     switch = _Home()
-    config = uvicorn_config(app, ApiSettings.read(api_port=0), switch=switch)
-    config.lifespan = "off"
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST / HTTP/1.1\r\nhost: a\r\n\r\n")
-    await reader.readuntil(b"\r\n\r\n")
-    writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-    await until(lambda: any(protocol._is_leaving for protocol in server.server_state.connections))  # type: ignore[union-attr]
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert len(await reader.readexactly(len(answer))) == len(answer)
-    await until(lambda: switch.num_moved)
-    writer.close()
-    server.should_exit = True
-    await serving
+    async with answering(app, switch=switch) as server:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: a\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        await until(lambda: any(protocol._is_leaving for protocol in server.server_state.connections))  # type: ignore[union-attr]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(await reader.readexactly(len(answer))) == len(answer)
+        await until(lambda: switch.num_moved)
+        writer.close()
 
 
 async def test_a_connection_that_becomes_a_websocket_is_no_longer_counted() -> None:
@@ -530,16 +516,10 @@ async def test_a_connection_that_becomes_a_websocket_is_no_longer_counted() -> N
         await send({"type": "websocket.accept"})
         await receive()
 
-    config = uvicorn_config(app, ApiSettings.read(api_port=0), switch=switch)
-    config.lifespan = "off"
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with websockets.connect(f"ws://127.0.0.1:{port}/"):
-        assert switch.num_ended == 1
-    server.should_exit = True
-    await serving
+    async with answering(app, switch=switch) as server:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with websockets.connect(f"ws://127.0.0.1:{port}/"):
+            assert switch.num_ended == 1
 
 
 @pytest.mark.parametrize("has_moved", [False, True])
@@ -554,7 +534,7 @@ def test_who_asks_without_end_is_not_read_on_while_the_first_answer_is_made(has_
             await send({"type": "http.response.start", "status": 204, "headers": [(b"connection", b"close")]})
             await send({"type": "http.response.body"})
 
-        async with _serving(app, _Full()) as server:
+        async with answering(app, switch=_Full()) as server:
             if has_moved:
                 with socket.create_server(("127.0.0.1", 0)) as listener:
                     _, writer = await asyncio.open_connection(*listener.getsockname())
@@ -595,7 +575,7 @@ def test_who_reads_nothing_is_sent_no_more_when_the_connection_finds_no_room_els
         switch.place = lambda protocol, *_: (  # type: ignore[method-assign]
             Place.RATHER_THERE if protocol.url == b"/many" and not protocol.has_moved else Place.HERE
         )
-        async with _serving(app, switch) as server:
+        async with answering(app, switch=switch) as server:
             reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
             writer.write(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
@@ -655,20 +635,6 @@ def test_statistics_of_all_processes_are_added() -> None:
     first.end(1)
     assert (first.of(3).num_frames, first.of(3).queue.count, first.of(3).by_batch[8].ns) == (3, 2, 100)
     assert first.of(4).num_frames == 0
-
-
-@contextlib.asynccontextmanager
-async def _serving(app: Any, switch: Switch) -> AsyncIterator[uvicorn.Server]:
-    config = uvicorn_config(app, ApiSettings.read(api_port=0), switch=switch)
-    config.lifespan = "off"
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    try:
-        yield server
-    finally:
-        server.should_exit = True
-        await serving
 
 
 def _begin_to_classify(client: Client) -> None:

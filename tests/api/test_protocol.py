@@ -11,12 +11,9 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-import uvicorn
 
 from api.problems import ProblemError
-from api.server import uvicorn_config
-from api.settings import ApiSettings
-from tests.api.tiny import listening, publish_champion, registry_of, until
+from tests.api.tiny import answering, listening, publish_champion, registry_of, until
 
 START = b"GET /livez HTTP/1.1\r\nhost: api\r\n"
 CHUNKED = b"POST /v1/models/rollback HTTP/1.1\r\nhost: api\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -91,20 +88,12 @@ async def test_a_client_that_waits_for_its_answer_is_not_let_go(monkeypatch: pyt
         await asyncio.sleep(0.3)  # the head does not wait for its body
         await send({"type": "http.response.body", "body": b"done"})
 
-    config = uvicorn_config(slow, ApiSettings.read(api_port=0))
-    config.lifespan = "off"
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
-    reader, writer = await asyncio.open_connection(host, port)
-    writer.write(START + b"\r\n")
-    async with asyncio.timeout(20.0):
+    async with answering(slow) as server, asyncio.timeout(20.0):
+        reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname()[:2])
+        writer.write(START + b"\r\n")
         assert (await reader.read(1000)).endswith(b"\r\n\r\n")
         assert await reader.read() == b"done"
-    writer.close()
-    server.should_exit = True
-    await serving
+        writer.close()
 
 
 async def test_connections_are_bounded(address: str) -> None:

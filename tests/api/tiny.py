@@ -12,10 +12,13 @@ from typing import Any
 import httpx
 import numpy as np
 import onnx
+import uvicorn
 from fastapi import FastAPI
 from onnx import TensorProto, helper, numpy_helper
+from starlette.types import ASGIApp
 
 from api.app import create_app
+from api.processes.movable import Switch
 from api.server import Server, uvicorn_config
 from api.settings import ApiSettings
 from services.core.logs import logger
@@ -209,6 +212,21 @@ async def listening(data_dir: Path, **settings: Any) -> AsyncIterator[tuple[Fast
         yield app, f"{host}:{port}"
     finally:
         app.state.live.is_stopping = True
+        server.should_exit = True
+        await serving
+
+
+@contextlib.asynccontextmanager
+async def answering(app: ASGIApp, *, switch: Switch | None = None) -> AsyncIterator[uvicorn.Server]:
+    """Any ASGI app behind the server's own protocol, on a free port, in this process."""
+    config = uvicorn_config(app, ApiSettings.read(api_port=0), switch=switch)
+    config.lifespan = "off"
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    try:
+        yield server
+    finally:
         server.should_exit = True
         await serving
 
